@@ -1,0 +1,54 @@
+# Two commands do everything from a clean clone: `make quickstart` and `make test`.
+# Another interpreter or another place for the environment: make test PYTHON=python3.12 VENV=~/venvs/trl-erprm
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
+# Threads of each process on the CPU. More than there are cores slow a run down many times over.
+OMP_NUM_THREADS ?= 2
+export OMP_NUM_THREADS
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help: ## list these commands
+	@echo "make quickstart  install what a run needs, then label, train the ER-PRM and fine-tune on the embedded task (CPU, minutes)"
+	@echo "make test        install what the tests need, then run them (no network); TESTS='tests/prm -k name' narrows them"
+	@echo "make lint        install what the tests need, then check style and formatting with ruff"
+	@echo "make clean       remove the environment ($(VENV)) and caches; outputs/ stays"
+
+# The stamps carry the time of the last installation: nothing is installed again until a file it depends on changes.
+$(BIN)/python:
+	@echo "==> make a virtual environment in $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python {v[0]}.{v[1]} is too old: 3.11 or newer is needed, for example `make test PYTHON=python3.12`." if v < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
+	@echo "==> install the package with the extra [dev] into $(VENV), versions from constraints.txt (a minute or two)"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed-run $@
+
+$(VENV)/.installed-run: $(REQUIREMENTS) | $(BIN)/python
+	@echo "==> install the package with the extra [plots] into $(VENV), versions from constraints.txt (a minute or two)"
+	@$(PIP_INSTALL) -e '.[plots]'
+	@touch $@
+
+quickstart: $(VENV)/.installed-run
+	@echo "==> run recipes/rft.py with its defaults; results go to outputs/arithmetic, a second run reuses them"
+	@$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/rft.py
+
+test: $(VENV)/.installed-dev
+	@echo "==> run the tests"
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	@echo "==> check style and formatting"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:
+	@echo "==> remove $(VENV) and caches; outputs/ stays"
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

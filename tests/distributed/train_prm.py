@@ -1,0 +1,51 @@
+"""
+Train a tiny process reward model for four steps and save it.
+
+    train_prm.py <model folder> <output folder> <head> <batch size of each process> <accumulation steps>
+"""
+
+import sys
+
+from datasets import Dataset
+
+from tests.distributed.launch import finish
+from trl_erprm import ERPRMConfig, ERPRMTrainer
+
+
+# Solutions of one to four steps, some of them without a label: processes and micro-batches hold unequal numbers of labels,
+# so an average of averages gives other losses than the mean over steps.
+ROWS = [
+    {
+        "prompt": f"{i}+1=",
+        "completions": [f"{i}+{k}={i + k}" for k in range(1 + i % 4)],
+        "labels": [None if (i + k) % 5 == 4 else ((3 * i + 2 * k) % 11) / 10 for k in range(1 + i % 4)],
+    }
+    for i in range(8)
+]
+
+
+def main(model_folder: str, output_folder: str, head: str, batch_size: str, accumulation_steps: str) -> None:
+    arguments = ERPRMConfig(
+        output_dir=output_folder,
+        head=head,
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=int(batch_size),
+        gradient_accumulation_steps=int(accumulation_steps),
+        max_steps=4,
+        learning_rate=1e-2,
+        max_grad_norm=0.1,  # below the norms met here, so that each strategy clips
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = ERPRMTrainer(model=model_folder, args=arguments, train_dataset=Dataset.from_list(ROWS))
+    trainer.train()
+    trainer.save_model()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    finish(trainer, {name: [entry[name] for entry in history] for name in ("loss", "grad_norm", "brier_score")})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

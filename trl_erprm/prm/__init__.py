@@ -1,0 +1,1 @@
+"""Process reward models: formats, heads, training, scoring, aggregation."""

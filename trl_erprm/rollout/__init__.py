@@ -1,0 +1,11 @@
+"""Rollout engines: where the reference policy runs. One protocol ([`RolloutEngine`]), one file an engine."""
+
+from .engine import (
+    Completion,
+    Prefix,
+    RolloutEngine,
+    SamplingOptions,
+    load_engine,
+)
+
+__all__ = ["Completion", "Prefix", "RolloutEngine", "SamplingOptions", "load_engine"]

@@ -570,15 +570,15 @@ def load_rows(
                 f"`dataset_path` must name a file or a directory where `dataset_name` is {dataset_name!r}, got None. "
                 "Pass `--dataset_name json --dataset_path rows.jsonl`, or the name of a dataset on the Hub."
             )
-        dataset = load_dataset(dataset_name, config, split=split, cache_dir=cache_dir)
+        dataset = _load_dataset(dataset_name, config, split=split, cache_dir=cache_dir)
     else:
         dataset = _load_local(Path(dataset_path), dataset_name, split, cache_dir)
-    if len(dataset) == 0:
-        raise ValueError(f"{dataset_path or dataset_name} holds no row in the split {split!r}. Choose another split.")
+    if dataset is None or len(dataset) == 0:
+        raise ValueError(f"`{dataset_path or dataset_name}` holds no row in the split {split!r}. Choose another.")
     return dataset
 
 
-def _load_local(path: Path, dataset_name: str | None, split: str, cache_dir: str | None) -> Dataset:
+def _load_local(path: Path, dataset_name: str | None, split: str, cache_dir: str | None) -> Dataset | None:
     if not path.exists():
         raise FileNotFoundError(
             f"`dataset_path` must be an existing file or directory, got {str(path)!r}. Check the path, which is "
@@ -587,7 +587,7 @@ def _load_local(path: Path, dataset_name: str | None, split: str, cache_dir: str
     split_name, _, sliced = split.partition("[")
     if path.is_dir():
         if not (path / "state.json").exists() and not (path / "dataset_dict.json").exists():
-            return load_dataset(str(path), split=split, cache_dir=cache_dir)
+            return _load_dataset(str(path), split=split, cache_dir=cache_dir)
         if sliced:
             raise ValueError(
                 f"`split` must be without a slice for a directory written by save_to_disk, got {split!r}. Save the "
@@ -607,7 +607,19 @@ def _load_local(path: Path, dataset_name: str | None, split: str, cache_dir: str
             f".jsonl.gz), got {path.name!r} with `dataset_name` {dataset_name!r}. Name the format: `--dataset_name "
             "json`."
         )
-    return load_dataset(builder, data_files={split_name: str(path)}, split=split, cache_dir=cache_dir)
+    return _load_dataset(builder, data_files={split_name: str(path)}, split=split, cache_dir=cache_dir)
+
+
+def _load_dataset(*args: Any, **kwargs: Any) -> Dataset | None:
+    """`datasets.load_dataset`, with `None` for no rows, of which it makes various errors."""
+    try:
+        return load_dataset(*args, **kwargs)
+    except StopIteration:
+        return None
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            return None
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------

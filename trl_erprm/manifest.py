@@ -253,7 +253,7 @@ class JsonlStore:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
-                    logger.warning("%s ends in a torn line (number %d), which is left out.", self.path, number)
+                    logger.info("%s ends in a torn line (number %d), which is left out.", self.path, number)
                     return
                 try:
                     record = json.loads(line)

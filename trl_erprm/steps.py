@@ -352,7 +352,7 @@ def _mask_math(text: str) -> str:
         content = match[match.lastgroup]  # the group that closed last holds what is between the delimiters
         if match.lastgroup == "inline" and _PROSE.search(_TEXT_IN_MATH.sub("", content)):
             # Two words in a row between two dollars: "earned $5. Later he paid 3$" is money, not mathematics.
-            search_from = match.start() + 1
+            search_from = match.end()
             continue
         last = content.rstrip()[-1:]
         length = match.end() - match.start()

@@ -71,7 +71,7 @@ _SCALING_UNIT = re.compile(r"\b(?:hundred|thousand|[mbtr]+illion|dozen|score|k|m
 _GSM8K_LINE = re.compile(r"^[^\S\n]*####(?!#)[^\S\n]*(?P<answer>[^\n]*?)[^\S\n]*$", re.MULTILINE)
 _ARITHMETIC_LINE = re.compile(r"#(?P<answer>-?[0-9]{1,18})")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_ANSWER_IS = re.compile(r"\banswer\s*(?:is\s*[:=]?|[:=])\s*(?P<answer>[^\n]+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer\s*(?:is\s*[:=]?|[:=])\s*", re.IGNORECASE)
 _END_OF_ANSWER = re.compile(r"\.(?=\s|$)|<\|")
 _LATEX_COMMAND = re.compile(
     r"\\(?:text|mbox|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+"
@@ -297,7 +297,8 @@ def _stated_answer(text: str) -> str | None:
     matches = list(_ANSWER_IS.finditer(text))
     if not matches:
         return None
-    answer = _END_OF_ANSWER.split(matches[-1]["answer"], maxsplit=1)[0].strip().strip("*").strip()
+    line = text[matches[-1].end() :].partition("\n")[0]
+    answer = _END_OF_ANSWER.split(line, maxsplit=1)[0].strip().strip("*").strip()
     if _is_expression(answer):
         return answer
     # "The answer is Evelyn Smith": words without a number are read as they are.

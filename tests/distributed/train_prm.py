@@ -12,16 +12,19 @@ from tests.distributed.launch import finish
 from trl_erprm import ERPRMConfig, ERPRMTrainer
 
 
-# Solutions of one to four steps, some of them without a label: processes and micro-batches hold unequal numbers of labels,
-# so an average of averages gives other losses than the mean over steps.
-ROWS = [
-    {
+# Solutions of one to four steps, some without a label: processes and micro-batches hold unequal numbers of labels, so
+# an average of averages would give other losses than the mean over steps. Each solution keeps a label, since one
+# without is left out, and two processes fill up the last batch with rows from the start.
+def build_row(i: int) -> dict:
+    steps = range(1 + i % 4)
+    return {
         "prompt": f"{i}+1=",
-        "completions": [f"{i}+{k}={i + k}" for k in range(1 + i % 4)],
-        "labels": [None if (i + k) % 5 == 4 else ((3 * i + 2 * k) % 11) / 10 for k in range(1 + i % 4)],
+        "completions": [f"{i}+{k}={i + k}" for k in steps],
+        "labels": [None if k > 0 and (i + k) % 5 == 4 else ((3 * i + 2 * k) % 11) / 10 for k in steps],
     }
-    for i in range(8)
-]
+
+
+ROWS = [build_row(i) for i in range(8)]
 
 
 def main(model_folder: str, output_folder: str, head: str, batch_size: str, accumulation_steps: str) -> None:
@@ -44,7 +47,7 @@ def main(model_folder: str, output_folder: str, head: str, batch_size: str, accu
     trainer.train()
     trainer.save_model()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    finish(trainer, {name: [entry[name] for entry in history] for name in ("loss", "grad_norm", "brier_score")})
+    finish(trainer, {name: [entry[name] for entry in history] for name in ("loss", "grad_norm")})
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def test_interval_of_one_problem_is_wilson_with_one_observation():
 
 
 def test_a_problem_never_counts_more_than_its_candidates():
-    # the variance between problems alone would claim 0.2499 / 0.0001 = 2,499 observations of 10 problems x 10 candidates
+    # the variance between problems alone would claim 0.2499 / 0.0001 = 2,499 observations; there are 10 x 10
     values = [0.5] * 9 + [0.6]
     capped = clustered_interval(values, num_candidates=10)
     loose = clustered_interval(values, num_candidates=10_000)

@@ -29,6 +29,7 @@ __all__ = [
     "check_eta",
     "entropy_regularized_value",
     "entropy_regularized_value_from_counts",
+    "entropy_regularized_value_from_probability",
     "success_probability",
 ]
 
@@ -96,9 +97,10 @@ def entropy_regularized_value(outcomes: ArrayLike, eta: float) -> Any:
     r = np.asarray(outcomes, dtype=np.float64)
     if r.ndim == 0:
         raise ValueError(f"`outcomes` must have an axis of rollouts, got the number {outcomes!r}. Pass `[outcome]`.")
-    if not np.all((r >= 0) & (r <= 1)):
+    is_outside = ~((r >= 0) & (r <= 1))  # nan is outside, too
+    if is_outside.any():
         raise ValueError(
-            f"`outcomes` must lie in [0, 1], got {_first_outside(r)}. Map the reward to [0, 1] first, and leave out "
+            f"`outcomes` must lie in [0, 1], got {r[is_outside][0]:g}. Map the reward to [0, 1] first, and leave out "
             "rollouts without an outcome."
         )
     if r.shape[-1] == 0:
@@ -162,16 +164,46 @@ def entropy_regularized_value_from_counts(num_correct: ArrayLike, num_rollouts: 
     _check_counts(correct, total)
     with np.errstate(invalid="ignore"):  # 0 / 0 is nan: no label
         p, q = correct / total, (total - correct) / total
-    if eta > 0:
-        # The smaller of two exponents is taken: V_eta(p) = 1 - V_{-eta}(1 - p), and expm1(-eta) cannot overflow.
-        return _as_given(1.0 - _value_for_eta_at_most_0(q, p, -eta))
-    return _as_given(_value_for_eta_at_most_0(p, q, eta))
+    return _as_given(_value(p, q, eta))
+
+
+def entropy_regularized_value_from_probability(probability: ArrayLike, eta: float) -> Any:
+    """The entropy-regularized value where the success probability itself is known: `(1/eta) log(1 + p (e^eta - 1))`.
+
+    Args:
+        probability (`ArrayLike`):
+            Success probabilities in [0, 1] of any shape. `nan` (no label) is passed through.
+        eta (`float`):
+            As for [`entropy_regularized_value`].
+
+    Returns:
+        `float` or `np.ndarray` of the shape of `probability`: values in [0, 1].
+
+    Raises:
+        ValueError: if a probability lies outside [0, 1], or if `eta` is nan.
+
+    Example:
+
+    ```python
+    >>> entropy_regularized_value_from_probability([0.0, 0.5, 1.0], eta=2).round(4)
+    array([0.    , 0.7169, 1.    ])
+
+    ```
+
+    Source: arXiv 2412.11006, the definition of the process reward, with outcomes 0 and 1.
+    """
+    eta = check_eta(eta)
+    p = np.asarray(probability, dtype=np.float64)
+    is_outside = (p < 0) | (p > 1)
+    if is_outside.any():
+        raise ValueError(f"`probability` must lie in [0, 1], got {p[is_outside][0]:g}. Pass shares, not counts.")
+    return _as_given(_value(p, 1.0 - p, eta))
 
 
 def success_probability(value: ArrayLike, eta: float) -> Any:
     """The success probability with this entropy-regularized value: `p = (e^(eta V) - 1) / (e^eta - 1)`.
 
-    The inverse of [`entropy_regularized_value_from_counts`], for outcomes 0 and 1.
+    The inverse of [`entropy_regularized_value_from_probability`], for outcomes 0 and 1.
 
     Args:
         value (`ArrayLike`):
@@ -205,8 +237,9 @@ def success_probability(value: ArrayLike, eta: float) -> Any:
             "succeeds. Use the counts, num_correct / num_rollouts."
         )
     v = np.asarray(value, dtype=np.float64)
-    if np.any((v < 0) | (v > 1)):
-        raise ValueError(f"`value` must lie in [0, 1], got {_first_outside(v)}. Pass labels or scores, not logits.")
+    is_outside = (v < 0) | (v > 1)
+    if is_outside.any():
+        raise ValueError(f"`value` must lie in [0, 1], got {v[is_outside][0]:g}. Pass labels or scores, not logits.")
     if abs(eta) < _SMALL_ETA:
         p = v * (1.0 + eta / 2 * (v - 1.0))
     elif eta > 0:
@@ -215,6 +248,14 @@ def success_probability(value: ArrayLike, eta: float) -> Any:
     else:
         p = np.expm1(eta * v) / math.expm1(eta)
     return _as_given(np.clip(p, 0.0, 1.0))
+
+
+def _value(p: np.ndarray, q: np.ndarray, eta: float) -> np.ndarray:
+    """V for any eta, with `q = 1 - p` given apart."""
+    if eta > 0:
+        # The smaller of two exponents is taken: V_eta(p) = 1 - V_{-eta}(1 - p), and expm1(-eta) cannot overflow.
+        return 1.0 - _value_for_eta_at_most_0(q, p, -eta)
+    return _value_for_eta_at_most_0(p, q, eta)
 
 
 def _value_for_eta_at_most_0(p: np.ndarray, q: np.ndarray, eta: float) -> np.ndarray:
@@ -242,10 +283,6 @@ def _check_counts(correct: np.ndarray, total: np.ndarray) -> None:
             f"`num_correct` must not exceed `num_rollouts`, got {correct.flat[first]:g} of {total.flat[first]:g}. "
             "Check the order of the two arguments."
         )
-
-
-def _first_outside(values: np.ndarray) -> float:
-    return float(values[~((values >= 0) & (values <= 1))].flat[0])
 
 
 def _as_given(values: np.ndarray) -> Any:

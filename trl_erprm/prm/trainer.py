@@ -239,7 +239,7 @@ class ERPRMTrainer(RewardTrainer):
 
         def encode(row: dict, index: int) -> dict:
             if not is_map_style:
-                validate_stepwise_rows([row], first_row=index)
+                validate_stepwise_rows(row, row_number=index)
             try:
                 encoded = self.format.encode(processing_class, row["prompt"], row["completions"], args.max_length)
             except ValueError as error:

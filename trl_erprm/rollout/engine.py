@@ -5,7 +5,8 @@ is the text that the policy writes after it. Engines differ only in where the mo
 and fine-tuning are written once:
 
     engine = load_engine("transformers", model=model, tokenizer=tokenizer)
-    samples = engine.generate([Prefix("4*3+2=", "4*3=2\\n")], num_samples=16, options=SamplingOptions(max_new_tokens=32))
+    prefix = Prefix(prompt="4*3+2", completion="4*3=2\\n")
+    samples = engine.generate([prefix], num_samples=16, options=SamplingOptions(max_new_tokens=32))
     samples[0][5].text          completion 5 of prefix 0
 """
 
@@ -116,8 +117,8 @@ class SamplingOptions:
         _check_whole("max_new_tokens", self.max_new_tokens, 1, "Pass the length of the longest answer you expect.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(
-                f"`temperature` must be a finite number from 0 up, got {self.temperature}. Pass 0 for greedy decoding, "
-                "1 to sample from the model as it is."
+                f"`temperature` must be a finite number from 0 up, got {self.temperature}. Pass 0 for greedy "
+                "decoding, 1 to sample from the model as it is."
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` must lie in (0, 1], got {self.top_p}. Pass 1.0 to turn it off.")
@@ -160,9 +161,9 @@ class RolloutEngine(Protocol):
 
     - The result has one list a prefix, in the order given, each with `num_samples` completions.
     - **Completion i of a prefix depends only on the model, the options, the prefix and `first_sample + i`**, not on
-      which other prefixes are asked for, in which order, in how many calls or processes (up to floating-point rounding:
-      the shape of a batch changes the last digits of the logits, and so, rarely, a token). So work can be sharded,
-      interrupted and continued without changing the result.
+      which other prefixes are asked for, in which order, in how many calls or processes. So work can be sharded,
+      interrupted and continued without changing the result. This holds up to floating-point rounding: the shape of a
+      batch changes the last digits of the logits, and so, rarely, a token.
     - No prefixes give `[]`. The model's own generation defaults are not applied.
     """
 
@@ -197,7 +198,7 @@ def load_engine(name: str, **kwargs: Any) -> RolloutEngine:
 
     Args:
         name (`str`):
-            `"transformers"`: in this process, with a loaded model ([`~rollout.transformers_engine.TransformersEngine`]).
+            `"transformers"`: a loaded model in this process ([`~rollout.transformers_engine.TransformersEngine`]).
         **kwargs:
             Arguments of the engine's class, for example `model`, `tokenizer` and `batch_size`.
 

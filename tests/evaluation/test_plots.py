@@ -1,0 +1,258 @@
+"""`trl_erprm.evaluation.plots` and `.report`: the drawn data, the pixels of the file, the cells of the table."""
+
+import io
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from trl_erprm.evaluation import plots
+from trl_erprm.evaluation.plots import _draw_rft_iterations, _spread, plot_rft_iterations
+from trl_erprm.evaluation.report import RFT_METRICS, check_rft_rows, rft_table
+
+matplotlib = pytest.importorskip("matplotlib")
+colors = pytest.importorskip("matplotlib.colors")
+image = pytest.importorskip("matplotlib.image")
+
+
+def make_row(iteration, greedy, sampled, best_of_n, majority, oracle, n=8):
+    interval = {"sampled_low": sampled - 0.03, "sampled_high": sampled + 0.03} if sampled is not None else {}
+    return {
+        "iteration": iteration,
+        "greedy": greedy,
+        "sampled": sampled,
+        **(interval or {"sampled_low": None, "sampled_high": None}),
+        "best_of_n": best_of_n,
+        "majority": majority,
+        "oracle": oracle,
+        "n": n,
+        "num_problems": 200,
+    }
+
+
+ROWS = [
+    make_row(0, 0.46, 0.47, 0.68, 0.56, 0.93),
+    make_row(1, 0.60, 0.575, 0.74, 0.66, 0.94),
+    make_row(2, 0.69, 0.652, 0.785, 0.71, 0.945),
+]
+# All lines end at nearly one place, the highest that there is, with the longest labels.
+CROWDED = [make_row(0, 0.9, 0.9, 0.9, 0.9, 0.9, n=128), make_row(1, 1.0, 0.97, 1.0, 0.999, 1.0, n=128)]
+
+
+def lines_of(figure):
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def labels_of(figure):
+    return [text for text in figure.axes[0].texts if text.get_text()]
+
+
+def tick_labels_of(axes):
+    """Those that are drawn: Matplotlib also keeps labels of ticks outside the axes."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x_labels = [text for text in axes.get_xticklabels() if left <= text.get_position()[0] <= right]
+    return x_labels + [text for text in axes.get_yticklabels() if bottom <= text.get_position()[1] <= top]
+
+
+def test_lines_show_the_rows_in_per_cent_in_the_order_of_iterations():
+    lines = lines_of(_draw_rft_iterations(check_rft_rows([ROWS[2], ROWS[0], ROWS[1]])))
+    assert set(lines) == set(RFT_METRICS)
+    for metric, line in lines.items():
+        assert list(line.get_xdata()) == [0, 1, 2]
+        assert list(line.get_ydata()) == pytest.approx([100 * row[metric] for row in ROWS])
+
+
+def test_band_is_the_interval():
+    (band,) = _draw_rft_iterations(ROWS).axes[0].collections
+    corners = {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices}
+    for row in ROWS:
+        assert (row["iteration"], round(100 * row["sampled_low"], 6)) in corners
+        assert (row["iteration"], round(100 * row["sampled_high"], 6)) in corners
+
+
+def test_labels_name_the_lines_with_their_last_values_in_their_colors():
+    figure = _draw_rft_iterations(ROWS)
+    written = {label.get_text(): label.get_color() for label in labels_of(figure)}
+    lines = lines_of(figure)
+    assert written == {
+        "Greedy  69.0 %": lines["greedy"].get_color(),
+        "Sampled  65.2 %": lines["sampled"].get_color(),
+        "Best of 8 by PRM  78.5 %": lines["best_of_n"].get_color(),
+        "Majority of 8  71.0 %": lines["majority"].get_color(),
+        "Oracle of 8  94.5 %": lines["oracle"].get_color(),
+    }
+
+
+@pytest.mark.parametrize("rows", [ROWS, CROWDED, ROWS[:1], CROWDED[:1]], ids=["usual", "crowded", "one", "one point"])
+def test_no_text_overlaps_another_or_leaves_the_figure(rows):
+    figure = _draw_rft_iterations(rows)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    texts = [*labels_of(figure), *figure.texts, *tick_labels_of(axes), axes.xaxis.label]
+    # of an annotation only the text: its leader may begin anywhere
+    boxes = [matplotlib.text.Text.get_window_extent(text) for text in texts if text.get_text()]
+    assert len(boxes) >= 10
+    for index, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_text_is_large_enough_at_800_pixels():
+    figure = _draw_rft_iterations(ROWS)
+    figure.canvas.draw()
+    shrink = 800 / figure.bbox.width
+    axes = figure.axes[0]
+    for text in (*labels_of(figure), *figure.texts, *tick_labels_of(axes), axes.xaxis.label):
+        assert text.get_fontsize() * figure.dpi / 72 * shrink >= 12
+
+
+def test_colors_are_apart_and_read_on_white():
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colors.to_rgb(color)]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    styles = plots._STYLES.values()
+    for style in styles:
+        assert 1.05 / (luminance(style.color) + 0.05) >= 4.5  # WCAG 2 AA
+    assert len({style.color for style in styles}) == len({style.marker for style in styles}) == len(RFT_METRICS)
+
+
+def test_file_holds_the_lines_in_pixels(tmp_path):
+    path = plot_rft_iterations(ROWS, tmp_path / "new" / "rft.png")
+    assert path == tmp_path / "new" / "rft.png"
+    pixels = image.imread(path)[..., :3]
+    assert pixels.shape == (800, 1280, 3)
+    height, width = pixels.shape[:2]
+    plot_area = pixels[: int(0.87 * height), : int(0.66 * width)]
+    for metric, style in plots._STYLES.items():
+        is_line = np.abs(plot_area - np.array(colors.to_rgb(style.color))).max(axis=-1) < 0.02
+        assert is_line.sum() > 200, metric
+        # every metric rises: at the right the line stands higher than at the left
+        rows_of, columns_of = np.nonzero(is_line)
+        left, right = columns_of < 0.25 * width, columns_of > 0.5 * width
+        assert rows_of[right].mean() < rows_of[left].mean(), metric
+
+
+def test_missing_values_leave_a_gap_and_missing_metrics_are_left_out():
+    rows = [make_row(i, 0.5, 0.4 if i != 1 else None, 0.6, 0.5, None) for i in range(4)]
+    figure = _draw_rft_iterations(rows)
+    lines = lines_of(figure)
+    assert "oracle" not in lines and not any("Oracle" in label.get_text() for label in labels_of(figure))
+    assert [math.isnan(value) for value in lines["sampled"].get_ydata()] == [False, True, False, False]
+
+
+def test_nothing_measured_still_draws(tmp_path):
+    assert plot_rft_iterations([make_row(0, None, None, None, None, None)], tmp_path / "rft.png").stat().st_size > 0
+
+
+def test_one_iteration_shows_its_interval():
+    figure = _draw_rft_iterations(ROWS[:1])
+    (bar,) = figure.axes[0].collections
+    assert bar.get_segments()[0][:, 1] == pytest.approx([44, 50])
+    assert list(figure.axes[0].get_xticks()) == [0]
+
+
+def test_only_whole_iterations_are_ticked():
+    axes = _draw_rft_iterations(ROWS).axes[0]
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_values_at_the_ends_of_the_scale_stay_inside():
+    rows = [make_row(i, 0.5, 0.5, 1.0, 0.0, 1.0) for i in range(2)]
+    low, high = _draw_rft_iterations(rows).axes[0].get_ylim()
+    assert low == 0 and high == 100
+
+
+def test_the_style_of_the_caller_is_not_used_and_comes_back(tmp_path):
+    first = plot_rft_iterations(ROWS, tmp_path / "first.png").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20, "axes.grid": True}):
+        before = dict(matplotlib.rcParams)
+        second = plot_rft_iterations(ROWS, tmp_path / "second.png").read_bytes()
+        assert dict(matplotlib.rcParams) == before
+    assert first == second
+
+
+def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
+    code = f"""
+import sys
+from trl_erprm.evaluation import plots, report
+assert "matplotlib" not in sys.modules
+import matplotlib
+backend = dict.__getitem__(matplotlib.rcParams, "backend")
+plots.plot_rft_iterations({ROWS!r}, {str(tmp_path / "rft.png")!r})
+assert "matplotlib.pyplot" not in sys.modules
+assert dict.__getitem__(matplotlib.rcParams, "backend") is backend
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        ImportError, match=r'Matplotlib, which is not installed. Run `pip install "trl-erprm\[plots\]"`'
+    ):
+        plot_rft_iterations(ROWS, tmp_path / "rft.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([], []),
+        ([3], [3]),
+        ([0, 50], [0, 50]),
+        ([50, 50], [45, 55]),
+        ([10, 40, 41, 42, 90], [10, 31, 41, 51, 90]),
+        ([99, 100], [90, 100]),
+        ([0, 1], [0, 10]),
+        ([20, 29, 30], [16.333, 26.333, 36.333]),
+    ],
+)
+def test_spread(wanted, expected):
+    assert _spread(wanted, gap=10, low=0, high=100) == pytest.approx(expected, abs=1e-3)
+
+
+def test_table():
+    rows = [*ROWS[:2], make_row(2, None, None, 1.0, 1.0, 1.0)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rft_table(rows[::-1]))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    assert [cells for cells in lines if cells] == [
+        ["0", "46.0", "47.0 [44.0, 50.0]", "68.0", "56.0", "93.0"],
+        ["1", "60.0", "57.5 [54.5, 60.5]", "74.0", "66.0", "94.0"],
+        ["2", "-", "-", "100.0", "100.0", "100.0"],
+    ]
+
+
+def test_headings_of_the_table_fit_80_columns():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rft_table(CROWDED))
+    text = console.export_text()
+    for words in ("Iteration", "Greedy", "Sampled", "of 128 by PRM", "Majority", "Oracle", "200 held-out problems"):
+        assert words in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    "use", [rft_table, lambda rows: plot_rft_iterations(rows, "never.png")], ids=["table", "plot"]
+)
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "`rows` must hold at least one iteration, got none"),
+        ([{"iteration": 0, "n": 8}], "row 0 lacks 'num_problems', 'greedy', 'sampled'"),
+        ([ROWS[0], ROWS[1] | {"greedy": 62}], r"`greedy` must be a share in \[0, 1\] or None, got 62 in row 1"),
+        ([ROWS[0] | {"oracle": math.nan}], r"`oracle` must be a share in \[0, 1\] or None, got nan in row 0"),
+        ([ROWS[0], ROWS[1] | {"n": 16}], "`n` must be the same in all rows, got 8 in row 0 and 16 in row 1"),
+        (
+            [ROWS[0] | {"sampled_low": 0.6}],
+            "`sampled_low`, `sampled` and `sampled_high` must ascend, got 0.6, 0.47, 0.5 in row 0",
+        ),
+    ],
+)
+def test_bad_rows(use, rows, message):
+    with pytest.raises(ValueError, match=message):
+        use(rows)

@@ -1,0 +1,514 @@
+import gzip
+import json
+import logging
+import math
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from trl_erprm.data import (
+    load_rows,
+    strip_calculator_marks,
+    to_prompt_rows,
+    to_stepwise_rows,
+    validate_stepwise_rows,
+)
+from trl_erprm.steps import step_texts
+from trl_erprm.verify import verify_answer
+
+
+def stepwise(**changes):
+    return {"prompt": "2+3+4?", "completions": ["2+3=5", "5+4=9"], "labels": [0.9, 1.0], **changes}
+
+
+# Prompt rows
+
+
+def test_gsm8k():
+    row = {
+        "question": "How many clips?",
+        "answer": "He sold 48/2 = <<48/2=24>>24.\nIn all <<48+24=72>>72.\n#### 1,072",
+        "id": 7,
+    }
+    assert to_prompt_rows(Dataset.from_list([row]))[0] == {
+        "prompt": "How many clips?",
+        "answer": "1,072",
+        "solution": "He sold 48/2 = 24.\nIn all 72.\n#### 1,072",
+        "completions": ["He sold 48/2 = 24.", "In all 72.", "#### 1,072"],
+        "id": 7,
+    }
+
+
+def test_gsm8k_with_the_answer_alone():
+    row = to_prompt_rows(Dataset.from_list([{"question": "2+3?", "answer": " 5 "}]))[0]
+    assert row == {"prompt": "2+3?", "answer": "5", "solution": None, "completions": None}
+
+
+def test_calculator_marks():
+    assert strip_calculator_marks("a <<1+1=2>>2, 3 << 4 >> 5, x < y") == "a 2, 3  5, x < y"
+
+
+def test_math():
+    solution = "We add.\nSo $x = \\boxed{\\frac{1}{2}}$."
+    row = to_prompt_rows(Dataset.from_list([{"problem": "x?", "solution": solution, "level": "Level 1"}]))[0]
+    assert row == {
+        "prompt": "x?",
+        "answer": "\\frac{1}{2}",
+        "solution": solution,
+        "completions": ["We add.", "So $x = \\boxed{\\frac{1}{2}}$."],
+        "level": "Level 1",
+    }
+
+
+def test_math_with_a_column_answer():
+    rows = to_prompt_rows(Dataset.from_list([{"problem": "x?", "solution": "So \\boxed{1}.", "answer": "2"}]))
+    assert rows[0]["answer"] == "2"  # the column wins
+    rows = to_prompt_rows(Dataset.from_list([{"problem": "x?", "answer": 2}]))
+    assert rows[0] == {"prompt": "x?", "answer": "2"}
+
+
+def test_split_how_moves_the_steps():
+    dataset = Dataset.from_list([{"problem": "x?", "solution": "We add. It\nis $a. B$. So \\boxed{1}."}])
+    assert to_prompt_rows(dataset)[0]["completions"] == ["We add. It", "is $a. B$. So \\boxed{1}."]
+    assert to_prompt_rows(dataset, split_how="sentence")[0]["completions"] == [
+        "We add.",
+        "It\nis $a. B$.",
+        "So \\boxed{1}.",
+    ]
+    with pytest.raises(ValueError, match="Did you mean 'sentence'"):
+        to_prompt_rows(dataset, split_how="sentences")
+
+
+def test_trl_prompts():
+    messages = [{"role": "user", "content": "x?"}]
+    assert to_prompt_rows(Dataset.from_list([{"prompt": messages}]))[0] == {"prompt": messages}
+    assert to_prompt_rows(Dataset.from_list([{"prompt": "x?", "answer": 3.5}]))[0] == {"prompt": "x?", "answer": "3.5"}
+    row = to_prompt_rows(Dataset.from_list([{"prompt": "x?", "completions": ["a", "b"], "answer": None}]))[0]
+    assert row == {"prompt": "x?", "answer": None, "completions": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    "solution, answer, steps",
+    [
+        ("$\\frac12$", "$\\frac12$", None),
+        ("\\boxed{7}", "7", None),
+        ("1+1=2\n#### 2", "2", ["1+1=2", "#### 2"]),
+        ("We add them: \\boxed{7}.", "7", ["We add them: \\boxed{7}."]),
+        ("We find that it holds.", None, ["We find that it holds."]),
+        (None, None, None),
+    ],
+)
+def test_trl_solutions(solution, answer, steps):
+    features = Dataset.from_list([{"prompt": "x?", "solution": ""}]).features
+    row = to_prompt_rows(Dataset.from_list([{"prompt": "x?", "solution": solution}], features=features))[0]
+    assert row == {"prompt": "x?", "answer": answer, "solution": solution, "completions": steps}
+
+
+def test_prompt_columns_of_no_layout():
+    with pytest.raises(
+        ValueError,
+        match=r"of no prompt layout: found `a`, `question`. Accepted: TRL: `prompt`; GSM8K: `question`, `answer`; "
+        r"MATH: `problem`, `solution`; MATH, answers only: `problem`, `answer`. Rename",
+    ):
+        to_prompt_rows(Dataset.from_list([{"question": "x?", "a": "1"}]))
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"question": "x?", "answer": "first\nsecond"}, "Row 1: the column `answer` is a solution of several lines"),
+        ({"question": "x?", "answer": "first\n#### none"}, "Row 1: the column `answer` has no number after `####`"),
+        ({"question": " ", "answer": "#### 1"}, "Row 1: the column `question` must be a str that is not empty"),
+        ({"question": "x?", "answer": None}, "Row 1: the column `answer` must be a str that is not empty, got None"),
+        ({"problem": "x?", "solution": "so 5"}, r"Row 1: there is no answer: .* no \\boxed"),
+        ({"prompt": ""}, "Row 1: `prompt` must not be empty, got ''"),
+        ({"prompt": None}, "Row 1: `prompt` must be a str or a list of messages, got None"),
+    ],
+)
+def test_unreadable_prompt_rows(row, message, caplog):
+    good = {"question": "x?", "answer": "#### 1", "problem": "x?", "solution": "\\boxed{1}", "prompt": "x?"}
+    dataset = Dataset.from_list([{name: good[name] for name in row}, row])
+    with pytest.raises(ValueError, match=message + ".*in the layout .*skip_unreadable=True"):
+        to_prompt_rows(dataset)
+    with caplog.at_level(logging.WARNING):
+        assert len(to_prompt_rows(dataset, skip_unreadable=True)) == 1
+    assert "1 of 2 rows could not be read and are left out. The first: Row 1:" in caplog.text
+
+
+def test_all_rows_unreadable():
+    dataset = Dataset.from_list([{"question": "x?", "answer": "a\nb"}] * 3)
+    rows = to_prompt_rows(dataset, skip_unreadable=True)
+    assert len(rows) == 0 and rows.column_names == ["prompt", "answer", "solution", "completions"]
+
+
+def test_row_numbers_beyond_the_first_batch():
+    dataset = Dataset.from_list([{"question": "x?", "answer": "#### 1"}] * 1_500 + [{"question": "x?", "answer": ""}])
+    with pytest.raises(ValueError, match="Row 1500:"):
+        to_prompt_rows(dataset)
+
+
+@pytest.mark.parametrize("convert", [to_prompt_rows, to_stepwise_rows])
+def test_datasets_of_another_type(convert):
+    splits = DatasetDict({"train": Dataset.from_list([{"prompt": "x?"}])})
+    with pytest.raises(TypeError, match="datasets.Dataset, got DatasetDict. Choose one of its splits: `train`"):
+        convert(splits)
+    with pytest.raises(TypeError, match=r"got list. Make one by Dataset.from_list\(rows\)"):
+        convert([{"prompt": "x?"}])
+
+
+def test_real_gsm8k(shared_data, tmp_path):
+    dataset = load_rows("json", shared_data / "gsm8k" / "train.jsonl", cache_dir=str(tmp_path))
+    rows = to_prompt_rows(dataset)
+    assert len(rows) == 7_473
+    for row in rows:
+        assert verify_answer(row["solution"], row["answer"], how="gsm8k") is True
+        assert row["completions"] == step_texts(row["solution"]) and len(row["completions"]) > 1
+        assert "<<" not in row["solution"]
+        assert row["completions"][-1] == f"#### {row['answer']}"
+
+
+# Stepwise rows
+
+
+def test_trl_stepwise():
+    dataset = Dataset.from_list([stepwise(labels=[True, False], id=1), stepwise(labels=[True, None], id=2)])
+    rows = to_stepwise_rows(dataset)
+    assert rows["labels"][:] == [[1.0, 0.0], [1.0, None]] and rows["id"][:] == [1, 2]
+    rows = to_stepwise_rows(Dataset.from_list([stepwise(labels=[0.9, math.nan])]))
+    assert rows["labels"][:] == [[0.9, None]]
+
+
+def test_soft_labels_keep_all_their_digits():
+    labels = [0.1, 0.9]
+    assert to_stepwise_rows(Dataset.from_list([stepwise(labels=labels)]))[0]["labels"] == labels  # not float32
+
+
+def test_stepwise_messages():
+    messages = [{"role": "user", "content": "x?"}]
+    assert to_stepwise_rows(Dataset.from_list([stepwise(prompt=messages)]))[0]["prompt"] == messages
+
+
+def test_math_shepherd():
+    text = "2+3+4? Step 1: 2+3=<<2+3=5>>5 ки\nStep 2: 5+4=-8 ки\nStep 3: The answer is: -8 ки"
+    label = "2+3+4? Step 1: 2+3=<<2+3=5>>5 +\nStep 2: 5+4=-8 -\nStep 3: The answer is: -8 -"
+    rows = to_stepwise_rows(Dataset.from_list([{"input": text, "label": label, "task": "GSM8K"}]))
+    assert rows[0] == {
+        "prompt": "2+3+4?",
+        "completions": ["Step 1: 2+3=<<2+3=5>>5", "Step 2: 5+4=-8", "Step 3: The answer is: -8"],
+        "labels": [1.0, 0.0, 0.0],
+        "task": "GSM8K",
+    }
+
+
+def test_math_shepherd_last_step_without_a_tag_has_no_label():
+    row = {"input": "x? Step 1: a ки Step 2: b", "label": "x? Step 1: a + Step 2: b"}
+    rows = to_stepwise_rows(Dataset.from_list([row]))
+    assert rows[0]["completions"] == ["Step 1: a", "Step 2: b"]
+    assert rows[0]["labels"] == [1.0, None]
+
+
+def test_problem_that_speaks_of_a_step():
+    rows = to_stepwise_rows(Dataset.from_list([{"text": "Is Step 1: a right? Step 1: yes ки", "value": [0.5]}]))
+    assert rows[0]["prompt"] == "Is Step 1: a right?" and rows[0]["completions"] == ["Step 1: yes"]
+
+
+def test_er_prm():
+    text = "2+3+4? Step 1: 2+3=5 ки\nStep 2: 5+4=9. The answer is: 9"
+    expected = {
+        "prompt": "2+3+4?",
+        "completions": ["Step 1: 2+3=5", "Step 2: 5+4=9. The answer is: 9"],
+        "labels": [0.813, 1.0],
+    }
+    # As its README shows it, and as its conversion script writes it.
+    for end in (" ки\n", ""):
+        assert to_stepwise_rows(Dataset.from_list([{"text": text + end, "value": [0.813, 1.0]}]))[0] == expected
+
+
+RAW_PRM800K = {
+    "question": {"problem": "2+3+4?", "ground_truth_answer": "9"},
+    "label": {
+        "steps": [
+            {
+                "completions": [{"text": "2+3=6", "rating": -1}, {"text": " 2+3=5", "rating": 1}],
+                "human_completion": None,
+                "chosen_completion": 1,
+            },
+            {
+                "completions": [{"text": "Hm.", "rating": 0}, {"text": "unrated", "rating": None}],
+                "human_completion": {"text": "Now add 4.", "rating": None},
+                "chosen_completion": None,
+            },
+            {
+                "completions": [{"text": "5+4=8", "rating": -1}, {"text": "5+4=7", "rating": -1}],
+                "human_completion": None,
+                "chosen_completion": None,
+            },
+        ]
+    },
+    "generation": 5,
+}
+
+
+def test_prm800k():
+    rows = to_stepwise_rows(Dataset.from_list([RAW_PRM800K]))
+    assert [(row["completions"], row["labels"]) for row in rows] == [
+        (["2+3=5", "Now add 4.", "5+4=8"], [1.0, None, 0.0]),  # ends at the error
+        (["2+3=6"], [0.0]),
+        (["2+3=5", "Hm."], [None, 1.0]),
+        (["2+3=5", "Now add 4.", "5+4=7"], [None, None, 0.0]),
+    ]
+    assert {(row["prompt"], row["answer"], row["generation"]) for row in rows} == {("2+3+4?", "9", 5)}
+    ratings = [c["rating"] for s in RAW_PRM800K["label"]["steps"] for c in s["completions"] if c["rating"] is not None]
+    assert sum(label is not None for row in rows for label in row["labels"]) == len(ratings)
+
+
+def test_prm800k_flat():
+    row = stepwise(ratings=[1, 0, -1, None], completions=list("abcd"), gold_answer="9", final_answer="8")
+    del row["labels"]
+    rows = to_stepwise_rows(Dataset.from_list([row]))
+    assert rows[0]["labels"] == [1.0, 1.0, 0.0, None]
+    assert rows[0]["answer"] == "9" and rows[0]["final_answer"] == "8"
+
+
+def test_neutral_label_moves_the_labels():
+    row = stepwise(ratings=[0, -1])
+    del row["labels"]
+    assert to_stepwise_rows(Dataset.from_list([row]), neutral_label=0.25)[0]["labels"] == [0.25, 0.0]
+    assert to_stepwise_rows(Dataset.from_list([RAW_PRM800K]), neutral_label=0.25)[2]["labels"] == [None, 0.25]
+    with pytest.raises(ValueError, match=r"`neutral_label` must be in \[0, 1\], got -1"):
+        to_stepwise_rows(Dataset.from_list([row]), neutral_label=-1)
+
+
+def test_math_aps():
+    prefixes = [("x?", 0.5), ("x?\n\nA", 0.75), ("x?\n\nA B", 1.0), ("x?\n\nA C", 0.0), ("x?\n\nD", 0.25)]
+    row = {
+        "question": "x?",
+        "final_answer": "9",
+        "reasoning_steps": [{"solution_prefix": prefix, "mc_value": value} for prefix, value in prefixes],
+    }
+    rows = to_stepwise_rows(Dataset.from_list([row]))
+    assert [(row["completions"], row["labels"]) for row in rows] == [
+        (["A", "B"], [0.75, 1.0]),
+        (["A", "C"], [None, 0.0]),  # the value of A counts once
+        (["D"], [0.25]),
+    ]
+    assert rows["answer"][:] == ["9"] * 3
+
+
+def test_stepwise_columns_of_no_layout():
+    with pytest.raises(
+        ValueError,
+        match=r"of no stepwise layout: found `completions`, `prompt`. Accepted: TRL stepwise: `prompt`, "
+        r"`completions`, `labels`; PRM800K, flat: .*; Math-Shepherd: `input`, `label`; ER-PRM: `text`, `value`; .*",
+    ):
+        to_stepwise_rows(Dataset.from_list([{"prompt": "x?", "completions": ["a"]}]))
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (stepwise(labels=[0.5]), "Row 1: `labels` must be a list with one label for each .*, got 1 labels"),
+        (stepwise(labels=[0.5, 1.5]), r"Row 1: label 1 must be in \[0, 1\], .*, got 1.5"),
+        (stepwise(completions=["a", " "]), "Row 1: step 1 of `completions` must be a str that is not empty"),
+        (stepwise(prompt=" "), "Row 1: `prompt` must not be empty, got ' '"),
+        ({"input": "x? Step 1: a ки", "label": "x? Step 1: a ?"}, "Row 1: the column `label` does not follow"),
+        ({"input": "x? Step 1: a ки", "label": "x? Step 1: b +"}, "Row 1: .*in place of the tag number 1"),
+        ({"input": "x? a ки", "label": "x? a +"}, "Row 1: no `Step 1:` stands before the first tag"),
+        ({"input": "x? Step 1: ки ки", "label": "x? Step 1: + +"}, "Row 1: step 1 of `completions` must be a str"),
+        ({"input": "Step 1: a ки", "label": "Step 1: a +"}, "Row 1: `prompt` must not be empty"),
+        ({"text": "x? Step 1: a ки Step 2: b ки", "value": [1.0]}, "Row 1: .* got 1 for 2 steps"),
+        ({"text": "x? Step 1: a ки", "value": [-0.1]}, "Row 1: label 0 must be in"),
+        ({"text": "x? Step 1: a ки", "value": None}, "Row 1: the column `value` must be a list .*, got None"),
+        ({"prompt": "x?", "completions": ["a"], "ratings": [2]}, "Row 1: a rating must be 1, 0, -1 or None, got 2"),
+        ({"prompt": "x?", "completions": ["a"], "ratings": None}, "Row 1: the column `ratings` must be a list"),
+    ],
+)
+def test_unreadable_stepwise_rows(row, message, caplog):
+    good = {"input": "x? Step 1: a ки", "text": "x? Step 1: a ки", "label": "x? Step 1: a +", "value": [1.0]}
+    good |= stepwise(ratings=[1, 0])
+    dataset = Dataset.from_list([{name: good[name] for name in row}, row])
+    with pytest.raises(ValueError, match=message + ".*skip_unreadable=True"):
+        to_stepwise_rows(dataset)
+    with caplog.at_level(logging.WARNING):
+        assert len(to_stepwise_rows(dataset, skip_unreadable=True)) == 1
+    assert "1 of 2 rows could not be read" in caplog.text
+
+
+def test_unreadable_prm800k_rows():
+    features = Dataset.from_list([RAW_PRM800K]).features
+    for label, message in [
+        ({"steps": []}, "holds no `steps`"),
+        (
+            {
+                "steps": [
+                    {"completions": [{"text": "a", "rating": 1}], "human_completion": None, "chosen_completion": 3}
+                ]
+            },
+            "must be an index into 1 completions, got 3",
+        ),
+    ]:
+        dataset = Dataset.from_list([{**RAW_PRM800K, "label": label}], features=features)
+        with pytest.raises(ValueError, match="Row 0: .*" + message):
+            to_stepwise_rows(dataset)
+
+
+def ratings_of_raw_prm800k(rows):
+    completions = [c for row in rows for step in row["label"]["steps"] for c in step["completions"] or []]
+    return sum(completion["rating"] is not None for completion in completions)
+
+
+def nodes_of_math_aps(rows):
+    return sum(len({s["solution_prefix"] for s in row["reasoning_steps"]} - {row["question"]}) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "file, count_labels",
+    [
+        ("omegaprm_trees/samples_math-shepherd.jsonl", lambda rows: sum(row["input"].count("ки") for row in rows)),
+        ("omegaprm_trees/samples_prm800k.jsonl", ratings_of_raw_prm800k),
+        ("omegaprm_trees/samples_math-aps.jsonl", nodes_of_math_aps),
+        ("prm800k/step_ratings.jsonl", lambda rows: sum(len(row["ratings"]) for row in rows)),
+    ],
+)
+def test_real_stepwise_data_keeps_every_label_once(file, count_labels, shared_data, tmp_path):
+    path = shared_data / file
+    raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = to_stepwise_rows(load_rows("json", path, cache_dir=str(tmp_path)))
+    validate_stepwise_rows(rows)
+    assert sum(label is not None for row in rows for label in row["labels"]) == count_labels(raw) > 20
+
+
+def test_real_math_shepherd(shared_data, tmp_path):
+    path = shared_data / "omegaprm_trees" / "samples_math-shepherd.jsonl"
+    rows = to_stepwise_rows(load_rows("json", path, cache_dir=str(tmp_path)))
+    assert [row["completions"][0][:8] for row in rows] == ["Step 1: "] * 7
+    assert rows[0]["labels"] == [1.0, 1.0, 1.0, 1.0, 0.0]
+    assert rows[0]["prompt"].endswith("clarinet lessons in a year?")
+
+
+# Validation
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"labels": [True, False]}, {"labels": [None, math.nan]}, {"labels": [0, 1]}, {"extra": 1}]
+)
+def test_valid_rows(changes):
+    row = stepwise(**changes)
+    assert validate_stepwise_rows(row) is None
+    assert validate_stepwise_rows([row, row]) is None
+    assert validate_stepwise_rows(Dataset.from_list([row, row])) is None
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"labels": [1.0]}, "`labels` must be a list with one label for each of the 2 steps, got 1 labels"),
+        ({"labels": None}, "`labels` must be a list with one label for each of the 2 steps, got None"),
+        ({"labels": [1.0, 1.01]}, r"label 1 must be in \[0, 1\], a bool, or None for no label, got 1.01"),
+        ({"labels": [-0.01, 1.0]}, r"label 0 must be in \[0, 1\].*got -0.01"),
+        ({"labels": [math.inf, 1.0]}, r"label 0 must be in \[0, 1\].*got inf"),
+        ({"prompt": ""}, "`prompt` must not be empty"),
+        ({"prompt": [{"role": "user", "content": ""}]}, "`prompt` must not be empty"),
+        ({"completions": []}, r"`completions` must be a list of at least one step, got \[\]"),
+        ({"completions": ["a", "\n"]}, r"step 1 of `completions` must be a str that is not empty, got '\\n'"),
+    ],
+)
+def test_invalid_rows(changes, message):
+    row = stepwise(**changes)
+    with pytest.raises(ValueError, match="^" + message):
+        validate_stepwise_rows(row)
+    with pytest.raises(ValueError, match="^Row 17: " + message):
+        validate_stepwise_rows(row, row_number=17)
+    with pytest.raises(ValueError, match="^Row 1: " + message):
+        validate_stepwise_rows([stepwise(), row])
+    if not isinstance(row["prompt"], list):
+        with pytest.raises(ValueError, match="^Row 1: " + message):
+            validate_stepwise_rows(Dataset.from_list([stepwise(), row]))
+
+
+def test_missing_columns():
+    row = {"prompt": "x?", "completions": ["a"], "ratings": [1]}
+    message = (
+        "the columns `prompt`, `completions`, `labels`, found `completions`, `prompt`, `ratings`: `labels` missing"
+    )
+    for rows in (row, [row], Dataset.from_list([row])):
+        with pytest.raises(ValueError, match=message + ".*to_stepwise_rows"):
+            validate_stepwise_rows(rows)
+
+
+# Loading
+
+
+@pytest.fixture
+def load(tmp_path):
+    return lambda *args, **kwargs: load_rows(*args, cache_dir=str(tmp_path / "cache"), **kwargs)
+
+
+ROWS = [{"prompt": "x?", "answer": str(i)} for i in range(5)]
+
+
+def test_json_lines(load, tmp_path):
+    text = "\n".join(map(json.dumps, ROWS))
+    (tmp_path / "rows.jsonl").write_text(text)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write(text)
+    (tmp_path / "rows.data").write_text(text)
+    assert load("json", tmp_path / "rows.jsonl").to_list() == ROWS
+    assert load("json", str(tmp_path / "rows.jsonl.gz")).to_list() == ROWS
+    assert load(None, tmp_path / "rows.jsonl.gz").to_list() == ROWS
+    assert load(str(tmp_path / "rows.jsonl")).to_list() == ROWS
+    assert load("json", tmp_path / "rows.data").to_list() == ROWS
+
+
+def test_json_array_and_parquet(load, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    assert load("json", tmp_path / "rows.json").to_list() == ROWS
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
+    assert load("parquet", tmp_path / "rows.parquet").to_list() == ROWS
+    assert load(None, tmp_path / "rows.parquet").to_list() == ROWS
+
+
+def test_split_of_a_file(load, tmp_path):
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
+    assert load(None, tmp_path / "rows.parquet", split="train[:2]").to_list() == ROWS[:2]
+    assert load(None, tmp_path / "rows.parquet", split="test").to_list() == ROWS  # a file is one split
+
+
+def test_directories(load, tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    splits = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])})
+    splits.save_to_disk(tmp_path / "dict")
+    (tmp_path / "files").mkdir()
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "files" / "train.parquet")
+    assert load(None, tmp_path / "saved").to_list() == ROWS
+    assert load(str(tmp_path / "saved"), split="test").to_list() == ROWS
+    assert load(None, tmp_path / "dict").to_list() == ROWS
+    assert load(None, tmp_path / "dict", split="test").to_list() == ROWS[:1]
+    assert load(None, tmp_path / "files").to_list() == ROWS
+    with pytest.raises(ValueError, match=r"`split` must be one of `test`, `train`, which .* holds, got 'validation'"):
+        load(None, tmp_path / "dict", split="validation")
+    with pytest.raises(ValueError, match=r"without a slice for a directory .* save_to_disk, got 'train\[:2\]'"):
+        load(None, tmp_path / "dict", split="train[:2]")
+
+
+def test_what_cannot_be_loaded(load, tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be an existing file or directory, got '.*nothing.jsonl'"):
+        load("json", tmp_path / "nothing.jsonl")
+    for name in ("json", None):
+        with pytest.raises(ValueError, match=f"must name a file or a directory where `dataset_name` is {name!r}"):
+            load(name)
+    (tmp_path / "rows.txt").write_text("x")
+    with pytest.raises(ValueError, match="must be one of `.json`, .*, got 'rows.txt'.*--dataset_name json"):
+        load(None, tmp_path / "rows.txt")
+    (tmp_path / "empty.csv").write_text("prompt,answer\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    for name in ("empty.csv", "empty.jsonl"):
+        with pytest.raises(ValueError, match=f"{name}` holds no row in the split 'train'"):
+            load(None, tmp_path / name)
+
+
+def test_rows_of_a_read_only_directory_can_be_converted(load, tmp_path):
+    Dataset.from_list([{"question": "x?", "answer": "#### 1"}]).save_to_disk(tmp_path / "saved")
+    before = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert len(to_prompt_rows(load(None, tmp_path / "saved"))) == 1
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == before  # nothing is written there

@@ -190,14 +190,16 @@ def test_config_is_read_anew_each_time(tmp_path):
     assert parser.parse_args_and_config([])[0].eta == 1
 
 
-def test_a_required_field_may_stand_in_the_config(parse):
+def test_a_required_field_may_stand_in_the_config(tmp_path):
     @dataclass
     class Needs:
         path: str
 
-    assert parse("path: x", cls=Needs).path == "x"
+    (tmp_path / "a.yaml").write_text("path: x")
+    parser = StrictParser(Needs)
+    assert parser.parse_args_and_config(["--config", str(tmp_path / "a.yaml")])[0].path == "x"
     with pytest.raises(ValueError, match="the following arguments are required: --path"):
-        parse(None, cls=Needs)
+        parser.parse_args_and_config([])
 
 
 def test_several_dataclasses_and_added_arguments():
@@ -251,6 +253,7 @@ def test_trl_configuration_from_yaml(parse):
         ("lora_rank", "`lora_r`"),
         ("num_row", "`num_rows`"),
         ("num_epochs", "`num_train_epochs`"),
+        ("batch_size", "`per_device_train_batch_size`"),
     ],
 )
 def test_nearest_names_across_dataclasses(wrong, right, tmp_path):
@@ -597,14 +600,20 @@ def test_paths_that_do_not_exist_are_not_looked_up(tmp_path, monkeypatch):
         load(tmp_path / "model.safetensors")
 
 
-def test_a_name_on_the_hub_is_passed_on(monkeypatch):
-    seen = {}
+def test_a_name_on_the_hub_is_looked_up_and_a_directory_is_not(monkeypatch, policy_path):
+    seen = []
 
     def from_pretrained(name, **options):
-        seen.update(options, name=name)
+        seen.append({"name": str(name), **options})
         raise OSError("offline")
 
-    monkeypatch.setattr("trl_erprm.arguments.AutoTokenizer.from_pretrained", from_pretrained)
-    with pytest.raises(OSError, match="offline"):
-        load_policy(ModelArguments(model_name_or_path="org/model", model_revision="v1"), trust_remote_code=True)
-    assert seen == {"name": "org/model", "revision": "v1", "trust_remote_code": True, "local_files_only": False}
+    for name in ("AutoTokenizer", "PreTrainedTokenizerFast"):
+        monkeypatch.setattr(f"trl_erprm.arguments.{name}.from_pretrained", from_pretrained)
+    for name in ("org/model", str(policy_path)):
+        with pytest.raises(OSError, match="offline"):
+            load_policy(ModelArguments(model_name_or_path=name, model_revision="v1"), trust_remote_code=True)
+    options = {"revision": "v1", "trust_remote_code": True}
+    assert seen == [
+        {"name": "org/model", "local_files_only": False, **options},
+        {"name": str(policy_path), "local_files_only": True, **options},
+    ]

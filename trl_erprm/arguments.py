@@ -559,8 +559,7 @@ def _from_text(text: str, hint: Any) -> Any:
     for option in options:
         if text == str(option):
             return option
-    # TrainingArguments writes `IntervalStrategy | str` and means the former.
-    takes_text = (str in members or Any in members) and not any(_is_enum(member) for member in members)
+    takes_text = str in members or Any in members
     # A text field may mean the word: `report_to` "none".
     if type(None) in members and not takes_text and text.lower() in ("none", "null"):
         return None
@@ -620,10 +619,9 @@ def _element_hint(hint: Any) -> Any:
 def _described(hint: Any, choices: Iterable[Any] | None = None) -> str:
     options = list(choices) if choices is not None else _options(hint)
     parts = ["one of " + ", ".join(map(repr, options))] if options else []
-    has_enum = any(_is_enum(member) for member in _members(hint))
     for member in _members(hint):
         kind = get_origin(member) or member
-        if kind is str and not has_enum and choices is None:
+        if kind is str and choices is None:
             parts.append("text")
         elif kind is list:
             parts.append(f"a list of {_PLURALS.get(_element_hint(member), 'values')}")

@@ -1,4 +1,5 @@
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -93,6 +94,23 @@ def test_continuous_around_zero():
             assert entropy_regularized_value_from_counts(5, 16, signed) == pytest.approx(
                 5 / 16 + signed / 2 * 5 / 16 * 11 / 16, abs=tolerance
             )
+
+
+def test_exact_to_the_last_digit_for_small_eta():
+    """Against the definition in 60 decimal digits, where float64 evaluated as written would lose up to all of them."""
+    outcomes = [Decimal("0.125"), Decimal("0.75"), Decimal(1), Decimal(0)]
+    with localcontext() as context:
+        context.prec = 60
+        for eta in (1.0, 1e-2, 1e-3, 1e-4, 1e-6, 3e-8, 0.7e-8, 1e-9):
+            for signed in (eta, -eta):
+                exact = (sum((Decimal(signed) * r).exp() for r in outcomes) / 4).ln() / Decimal(signed)
+                value = entropy_regularized_value([float(r) for r in outcomes], signed)
+                assert abs(Decimal(value) - exact) < Decimal("4e-16")
+                exact = (1 + Decimal(5) / 16 * (Decimal(signed).exp() - 1)).ln() / Decimal(signed)
+                assert abs(Decimal(entropy_regularized_value_from_counts(5, 16, signed)) - exact) < Decimal("4e-16")
+                value = Decimal("0.3125")
+                exact = ((Decimal(signed) * value).exp() - 1) / (Decimal(signed).exp() - 1)
+                assert abs(Decimal(success_probability(0.3125, signed)) - exact) < Decimal("4e-16")
 
 
 def test_monotone_in_eta_and_soft_below_er_below_hard():

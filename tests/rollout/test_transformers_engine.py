@@ -408,6 +408,7 @@ class TestEnd:
             ]
         # the first one in the text wins, and a stop text at the very limit is a stop
         assert engine.generate([Prefix("1")], 1, options(10, stop=("bc", "\n")))[0] == [Completion("a", 3, "stop")]
+        assert engine.generate([Prefix("1")], 1, options(10, stop=("c", "bc")))[0] == [Completion("a", 3, "stop")]
         assert engine.generate([Prefix("1")], 1, options(3, stop=("bc",)))[0] == [Completion("a", 3, "stop")]
         assert engine.generate([Prefix("1")], 1, options(2, stop=("bc",)))[0] == [Completion("ab", 2, "length")]
 

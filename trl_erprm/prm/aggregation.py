@@ -142,9 +142,7 @@ def _unknown_message(how: object) -> str:
     accepted = ", ".join(f"'{name}'" for name in (*AGGREGATIONS, "softmin(T)"))
     text = str(how).strip().lower().partition("(")[0]
     nearest = difflib.get_close_matches(text, AGGREGATIONS, n=1, cutoff=0.4)
-    # for "minimum": what starts with a known name is nearer to it than what shares letters with one
-    starts = [name for name in AGGREGATIONS if text.startswith(name)]
-    hint = f"Did you mean {(starts or nearest)[0]!r}?" if starts or nearest else "Choose one of them."
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else "Choose one of them."
     return f"`how` must be one of {accepted}, got {how!r}. {hint}"
 
 

@@ -179,9 +179,7 @@ class TransformersEngine:
         end = torch.where(has_end, is_end.int().argmax(dim=1), num_tokens)  # (B,) tokens of the text, the end left out
         num_tokens = torch.where(has_end, end + 1, num_tokens)
         if stop is not None:
-            # Rows that stopped are padded: neither the padding nor an end token in it is theirs.
-            num_tokens = torch.minimum(num_tokens, stop.num_tokens)
-            end = torch.minimum(end, stop.num_tokens)
+            num_tokens = torch.minimum(num_tokens, stop.num_tokens)  # what follows is padding, cut off with the text
         token_lists = [ids[:n] for ids, n in zip(new_ids.tolist(), end.tolist(), strict=True)]
         completions = []
         for text, count, is_finished in zip(

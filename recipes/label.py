@@ -1,0 +1,68 @@
+"""Label reasoning steps by Monte-Carlo rollouts.
+
+    accelerate launch recipes/label.py \
+        --model_name_or_path path/to/policy --dataset_name json --dataset_path problems.jsonl --output_dir outputs/labels
+
+The rows are problems with answers (GSM8K's, MATH's or TRL's columns). Worked solutions among them are split into steps
+and labelled; for problems without one, solutions are sampled first. A run that was interrupted goes on where it
+stopped, and another `--eta` needs no new rollout.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+
+from trl_erprm import LabelingConfig, MonteCarloLabeler
+from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy
+from trl_erprm.data import to_prompt_rows
+from trl_erprm.rollout import load_engine
+
+
+@dataclass
+class ScriptArguments:
+    output_dir: str = field(metadata={"help": "Where counts and labels go; an interrupted run continues there."})
+    label_worked_solutions: bool = field(
+        default=True, metadata={"help": "Label the solutions that the data brings; if false, sample solutions."}
+    )
+    engine: str = field(default="transformers", metadata={"help": "What generates the rollouts."})
+    generation_batch_size: int = field(default=256, metadata={"help": "Sequences generated at once."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = StrictParser((ScriptArguments, LabelingConfig, ModelArguments, DataArguments))
+    script_args, labeling_config, model_args, data_args = parser.parse_args_and_config(argv)
+
+    # Load
+    state = PartialState()
+    rows, _ = load_data(data_args)
+    rows = to_prompt_rows(rows, split_how=labeling_config.split_how)
+    worked = "completions" in rows.column_names and all(steps is not None for steps in rows["completions"])
+    if not (worked and script_args.label_worked_solutions):
+        rows = rows.remove_columns([name for name in ("completions", "solution") if name in rows.column_names])
+    model, tokenizer = load_policy(model_args, device=state.device)
+    engine = load_engine(
+        script_args.engine, model=model, tokenizer=tokenizer, batch_size=script_args.generation_batch_size
+    )
+
+    # Label
+    labeler = MonteCarloLabeler(engine, labeling_config, policy_name=model_args.model_name_or_path)
+    labelled = labeler.label(rows, script_args.output_dir)
+
+    # Report
+    if state.is_main_process:
+        table = Table(title=f"Labels at eta = {labeling_config.eta:g} in {script_args.output_dir}")
+        table.add_column("what")
+        table.add_column("figure", justify="right")
+        for name, value in labeler.summary.items():
+            table.add_row(name.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
+        Console().print(table)
+        if len(labelled):
+            first = {name: labelled[0][name] for name in ("completions", "num_correct", "num_rollouts", "labels")}
+            Console().print("First row: " + json.dumps(first, ensure_ascii=False), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

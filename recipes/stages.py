@@ -1,0 +1,63 @@
+"""The stages before, for the embedded task: policy, labels and process reward model, each made once and kept.
+
+    outputs/arithmetic/
+      base/      a tiny model with random weights, from which the PRM starts
+      policy/    the tiny policy, trained on solutions with misconceptions
+      labels/    rollout counts and labels of 8,000 of its solutions      recipes/label.py
+      prm/       the process reward model                                 recipes/prm.py
+      rft/       the policy after each iteration, the table's numbers     recipes/rft.py
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import label
+import prm
+from rich.console import Console
+
+from trl_erprm.arithmetic import ArithmeticTask, build_model, build_tokenizer, train_policy
+
+
+CONFIGS = Path(__file__).parent / "configs" / "arithmetic"
+
+
+@dataclass
+class PreparedTask:
+    """What the stages made."""
+
+    task: ArithmeticTask
+    policy_dir: Path
+    labels_dir: Path
+    prm_dir: Path
+
+
+def prepare(root: Path, seed: int) -> PreparedTask:
+    """Makes what is missing under `root`; every stage skips, or continues, what is there."""
+    console = Console()
+    task = ArithmeticTask(seed=seed)
+    prepared = PreparedTask(task, root / "policy", root / "labels", root / "prm")
+
+    console.rule("1 of 4  policy: a tiny transformer learns to calculate, misconceptions included")
+    train_policy(task, prepared.policy_dir, seed=seed)
+    prompts = root / "prompts.jsonl"
+    if not prompts.exists():
+        task.dataset("train").to_json(prompts)
+
+    console.rule("2 of 4  labels: its solutions, and rollouts from every step")
+    label.main(
+        ["--config", str(CONFIGS / "label.yaml"), "--seed", str(seed), "--dataset_path", str(prompts)]
+        + ["--model_name_or_path", str(prepared.policy_dir), "--output_dir", str(prepared.labels_dir)]
+    )
+
+    console.rule("3 of 4  ER-PRM: learns from the labels which steps are good")
+    base = root / "base"
+    if not (base / "config.json").exists():
+        build_tokenizer().save_pretrained(base)
+        build_model(seed=seed).save_pretrained(base)
+    prm.main(
+        ["--config", str(CONFIGS / "prm.yaml"), "--seed", str(seed), "--model_name_or_path", str(base)]
+        + ["--dataset_path", str(prepared.labels_dir / "labels.jsonl"), "--output_dir", str(prepared.prm_dir)]
+    )
+
+    console.rule("4 of 4  rejection-sampling fine-tuning: the policy learns from what the PRM prefers")
+    return prepared

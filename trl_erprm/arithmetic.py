@@ -98,9 +98,9 @@ class ArithmeticTask:
     modulus: int = 5
     operators: str = "+*"
     num_operations: int = 5
-    misconception_share: float = 0.2
+    misconception_share: float = 0.15
     systematic_error_rate: float = 0.6
-    random_error_rate: float = 0.02
+    random_error_rate: float = 0.05
     num_train: int = 4000
     num_validation: int = 500
     num_test: int = 500

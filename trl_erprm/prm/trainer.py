@@ -2,8 +2,8 @@
 
 What is ours: the rows (prompt, steps, labels) instead of preference pairs, and the loss at the step ends. Loading,
 PEFT, quantization, activation offloading, logging, checkpoints and model cards are [`~trl.RewardTrainer`]'s. The
-methods overridden are `_prepare_dataset`, `_set_signature_columns_if_needed`, `_get_num_items_in_batch`, `compute_loss`
-and `_save`; `tests/test_trl_seams.py` holds their signatures against the installed TRL.
+methods overridden are `_prepare_dataset`, `_set_signature_columns_if_needed`, `_get_num_items_in_batch`, `compute_loss`,
+`log` and `_save`; `tests/test_trl_seams.py` holds their signatures against the installed TRL.
 
 Departures from the paper and its reference code:
 
@@ -173,6 +173,8 @@ class ERPRMTrainer(RewardTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        # Sums of each metric over the steps since the last log, and the number of these steps.
+        self._metric_sums = {"train": torch.zeros(5), "eval": torch.zeros(5)}
 
     @staticmethod
     def _load_model(path: str, args: ERPRMConfig, quantization_config: Any) -> PreTrainedModel:
@@ -334,6 +336,7 @@ class ERPRMTrainer(RewardTrainer):
         return (loss, {"log_odds": log_odds}) if return_outputs else loss
 
     def _add_metrics(self, mode: str, log_odds: torch.Tensor, labels: torch.Tensor) -> None:
+        """Adds this batch to the sums behind the metrics, over all processes."""
         scores = log_odds.sigmoid()
         sums = torch.stack(
             [
@@ -344,10 +347,17 @@ class ERPRMTrainer(RewardTrainer):
                 torch.tensor(float(labels.numel()), device=labels.device),
             ]
         )
-        *sums, num_steps = self.accelerator.gather(sums.unsqueeze(0)).sum(dim=0).tolist()
+        self._metric_sums[mode] = self._metric_sums[mode] + self.accelerator.gather(sums.unsqueeze(0)).sum(dim=0).cpu()
+
+    def log(self, logs, start_time=None):
+        mode = "train" if self.model.training else "eval"
+        *sums, num_steps = self._metric_sums[mode].tolist()
         if num_steps:
+            # Sums over steps divided once, so that a metric does not depend on how steps fall into batches.
             for name, value in zip(("step_accuracy", "brier_score", "mean_score", "mean_label"), sums, strict=True):
-                self._metrics[mode][name].append(value / num_steps)
+                self._metrics[mode][name] = [value / num_steps]
+        self._metric_sums[mode] = torch.zeros(5)
+        super().log(logs, start_time)
 
     # Checkpoints
 

@@ -1,7 +1,8 @@
 """Label reasoning steps by Monte-Carlo rollouts.
 
     accelerate launch recipes/label.py \
-        --model_name_or_path path/to/policy --dataset_name json --dataset_path problems.jsonl --output_dir outputs/labels
+        --model_name_or_path path/to/policy --dataset_name json --dataset_path problems.jsonl \
+        --output_dir outputs/labels
 
 The rows are problems with answers (GSM8K's, MATH's or TRL's columns). Worked solutions among them are split into steps
 and labelled; for problems without one, solutions are sampled first. A run that was interrupted goes on where it

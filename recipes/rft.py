@@ -36,7 +36,10 @@ class ScriptArguments:
     scoring_batch_size: int = field(default=32, metadata={"help": "Completions the PRM scores at once."})
     task: str | None = field(
         default=None,
-        metadata={"help": "'arithmetic': the embedded task; policy, PRM and prompts are made.", "choices": ["arithmetic"]},
+        metadata={
+            "help": "'arithmetic': the embedded task; policy, PRM and prompts are made.",
+            "choices": ["arithmetic"],
+        },
     )
 
 

@@ -1,11 +1,11 @@
 """The stages before, for the embedded task: policy, labels and process reward model, each made once and kept.
 
-    outputs/arithmetic/
-      base/      a tiny model with random weights, from which the PRM starts
-      policy/    the tiny policy, trained on solutions with misconceptions
-      labels/    rollout counts and labels of 8,000 of its solutions      recipes/label.py
-      prm/       the process reward model                                 recipes/prm.py
-      rft/       the policy after each iteration, the table's numbers     recipes/rft.py
+outputs/arithmetic/
+  base/      a tiny model with random weights, from which the PRM starts
+  policy/    the tiny policy, trained on solutions with misconceptions
+  labels/    rollout counts and labels of 16,000 of its solutions     recipes/label.py
+  prm/       the process reward model                                 recipes/prm.py
+  rft/       the policy after each iteration, the table's numbers     recipes/rft.py
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ import prm
 from rich.console import Console
 
 from trl_erprm.arithmetic import ArithmeticTask, build_model, build_tokenizer, train_policy
-
 
 CONFIGS = Path(__file__).parent / "configs" / "arithmetic"
 
@@ -53,7 +52,8 @@ def prepare(root: Path, seed: int) -> PreparedTask:
     base = root / "base"
     if not (base / "config.json").exists():
         build_tokenizer().save_pretrained(base)
-        build_model(seed=seed).save_pretrained(base)
+        # A layer more than the policy: checking a step compares its result with what the policy would compute.
+        build_model(num_layers=3, seed=seed).save_pretrained(base)
     prm.main(
         ["--config", str(CONFIGS / "prm.yaml"), "--seed", str(seed), "--model_name_or_path", str(base)]
         + ["--dataset_path", str(prepared.labels_dir / "labels.jsonl"), "--output_dir", str(prepared.prm_dir)]

@@ -87,3 +87,13 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no data folder at {path}; set TRL_ERPRM_DATA to the folder that holds gsm8k/, prm800k/, ...")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory):
+    """A small arithmetic task and the directory of a policy trained on it for a few seconds: `(task, path)`."""
+    from trl_erprm.arithmetic import ArithmeticTask, train_policy
+
+    task = ArithmeticTask(num_operations=2, num_train=150, num_validation=10, num_test=40)
+    path = tmp_path_factory.mktemp("tiny") / "policy"
+    return task, str(train_policy(task, path, num_steps=120, batch_size=32, solutions_per_problem=2))

@@ -31,6 +31,7 @@ LAYERS: list[tuple[str, int]] = [
     ("prm.aggregation", 0),
     ("policy.advantages", 0),
     ("evaluation.best_of_n", 0),
+    ("evaluation.step_pairs", 0),
     # runs on disk, data, the embedded task, arguments, engines
     ("manifest", 1),
     ("data", 1),

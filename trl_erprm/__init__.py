@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-
 __version__ = "0.1.0"
 
 _PUBLIC_NAMES = {

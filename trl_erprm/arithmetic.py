@@ -37,7 +37,6 @@ import numpy as np
 
 from .labeling.estimators import entropy_regularized_value_from_probability
 
-
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -310,9 +309,7 @@ class ArithmeticTask:
         distribution = np.zeros(self.modulus)
         distribution[start] = 1.0
         for operator, b in chain[len(steps) :]:
-            distribution = sum(
-                distribution[a] * self.result_distribution(a, operator, b) for a in range(self.modulus)
-            )
+            distribution = sum(distribution[a] * self.result_distribution(a, operator, b) for a in range(self.modulus))
         return float(entropy_regularized_value_from_probability(min(1.0, distribution[truth]), eta))
 
 
@@ -408,9 +405,13 @@ def train_policy(
             The task; only its training split is seen.
         output_dir (`str` or `os.PathLike`):
             Where the model goes.
-        num_steps (`int`, *optional*, defaults to `600`), batch_size (`int`, *optional*, defaults to `64`), learning_rate (`float`, *optional*, defaults to `3e-3`):
-            Optimization (AdamW, linear decay): the least of our runs that reproduces the ideal policy's accuracy
-            within two points.
+        num_steps (`int`, *optional*, defaults to `600`):
+            Optimizer steps (AdamW, linear decay): the least of our runs that came within two points of the ideal
+            policy's accuracy.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Solutions an optimizer step.
+        learning_rate (`float`, *optional*, defaults to `3e-3`):
+            Highest learning rate, reached after a tenth of the steps.
         solutions_per_problem (`int`, *optional*, defaults to `5`):
             Solutions drawn for each training problem.
         seed (`int`, *optional*, defaults to `0`):

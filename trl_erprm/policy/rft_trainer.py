@@ -1,7 +1,7 @@
 """[`RFTTrainer`]: rejection-sampling fine-tuning (RAFT, arXiv 2304.06767; with process rewards, arXiv 2412.11006).
 
-Each iteration samples K completions a prompt from the *current* policy, scores them, keeps the best of each prompt, and
-fine-tunes on what was kept. The fine-tuning is [`~trl.SFTTrainer`]'s own `train`, called once an iteration; of its
+Each iteration samples K completions a prompt from the *current* policy, scores them, keeps the best of each prompt,
+and fine-tunes on what was kept. The fine-tuning is [`~trl.SFTTrainer`]'s own `train`, called once an iteration; of its
 methods only `_prepare_dataset` is overridden (prompts are not tokenized when the trainer is built, because there is
 nothing to learn from yet), and `train`. `tests/test_trl_seams.py` holds them against the installed TRL.
 
@@ -17,8 +17,8 @@ What an iteration writes, under `output_dir/iteration-<k>/` (0 is the policy at 
 A run that was killed at any moment is started again with the same command and goes on at the phase it was in: what was
 sampled is read back, not sampled again, and the numbers are those of an uninterrupted run.
 
-Departures from the paper: truncated and malformed completions are never selected (see [`ProcessReward`]); optimizer and
-learning-rate schedule start afresh in each iteration, which the paper's description leaves open.
+Departures from the paper: truncated and malformed completions are never selected (see [`ProcessReward`]); optimizer
+and learning-rate schedule start afresh in each iteration, which the paper's description leaves open.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from ..rollout.engine import Prefix, SamplingOptions
 from ..rollout.transformers_engine import TransformersEngine
 from ..verify import extract_answer, verify_answer
 from .rft_config import RFTConfig
-
 
 logger = get_logger(__name__)
 
@@ -97,7 +96,9 @@ class RFTTrainer(SFTTrainer):
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Held-out prompts with their `answer`, evaluated before the first and after every iteration. None of its
             prompts may be in `train_dataset`.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*), callbacks (`list`, *optional*), peft_config ([`~peft.PeftConfig`], *optional*), quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the policy. Loaded from the model's path where it is not given.
+        callbacks, quantization_config, peft_config:
             As in [`~trl.SFTTrainer`].
 
     Logged metrics, once an iteration (accuracies in [0, 1], higher is better):
@@ -372,7 +373,9 @@ class RFTTrainer(SFTTrainer):
         self._load_weights(iteration)
         greedy = self._sample(dataset, directory, "eval_greedy", 1, self._sampling_options(0, 0.0), iteration)
         # The same seed in every iteration: the noise of sampling is shared, differences are the policy's.
-        sampled = self._sample(dataset, directory, "eval_sampled", n, self._sampling_options(self.args.seed), iteration)
+        sampled = self._sample(
+            dataset, directory, "eval_sampled", n, self._sampling_options(self.args.seed), iteration
+        )
         references = dataset["answer"]
         how = self.args.answer_how
 

@@ -9,7 +9,6 @@ from trl import RewardConfig
 
 from .formats import HEADS, PRMFormat, load_format
 
-
 LOSS_TYPES = ("soft_cross_entropy", "mse")
 
 
@@ -32,8 +31,8 @@ class ERPRMConfig(RewardConfig):
         format (`str`, *optional*):
             Name of the [`PRMFormat`] that lays out a solution. `None` takes the head's default (`"trl"` or
             `"er-prm"`).
-        step_tag (`str`, *optional*), step_joiner (`str`, *optional*), prompt_separator (`str`, *optional*), positive_token (`str`, *optional*), negative_token (`str`, *optional*):
-            Replace the field of that name in the format.
+        step_tag, step_joiner, prompt_separator, positive_token, negative_token (`str`, *optional*):
+            Each replaces the field of that name in the format.
 
         > Parameters that control the labels and the loss
 

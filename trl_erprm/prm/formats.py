@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 

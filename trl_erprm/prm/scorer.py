@@ -22,7 +22,6 @@ from .collator import StepDataCollator
 from .formats import FORMAT_FILE, PRMFormat, Prompt, load_format
 from .heads import new_head_is_expected, step_log_odds
 
-
 if TYPE_CHECKING:
     from torch import nn
 

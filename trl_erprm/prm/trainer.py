@@ -2,8 +2,8 @@
 
 What is ours: the rows (prompt, steps, labels) instead of preference pairs, and the loss at the step ends. Loading,
 PEFT, quantization, activation offloading, logging, checkpoints and model cards are [`~trl.RewardTrainer`]'s. The
-methods overridden are `_prepare_dataset`, `_set_signature_columns_if_needed`, `_get_num_items_in_batch`, `compute_loss`,
-`log` and `_save`; `tests/test_trl_seams.py` holds their signatures against the installed TRL.
+methods overridden are `_prepare_dataset`, `_set_signature_columns_if_needed`, `_get_num_items_in_batch`,
+`compute_loss`, `log` and `_save`; `tests/test_trl_seams.py` holds their signatures against the installed TRL.
 
 Departures from the paper and its reference code:
 
@@ -16,6 +16,7 @@ Departures from the paper and its reference code:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,6 @@ from .collator import StepDataCollator
 from .config import ERPRMConfig
 from .formats import PRMFormat
 from .heads import new_head_is_expected, step_log_odds
-
 
 logger = get_logger(__name__)
 
@@ -81,7 +81,7 @@ class ERPRMTrainer(RewardTrainer):
             The same for evaluation.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Loaded from the model's path where it is not given.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*), peft_config ([`~peft.PeftConfig`], *optional*), callbacks (`list`, *optional*), optimizers (`tuple`, *optional*), other arguments:
+        quantization_config, peft_config, callbacks, optimizers, and further arguments:
             As in [`~trl.RewardTrainer`]. A token-classification head is left unquantized and trained in full beside
             the adapter, without being asked.
 
@@ -174,7 +174,7 @@ class ERPRMTrainer(RewardTrainer):
                 **kwargs,
             )
         # Sums of each metric over the steps since the last log, and the number of these steps.
-        self._metric_sums = {"train": torch.zeros(5), "eval": torch.zeros(5)}
+        self._metric_sums = {"train": torch.zeros(6), "eval": torch.zeros(6)}
 
     @staticmethod
     def _load_model(path: str, args: ERPRMConfig, quantization_config: Any) -> PreTrainedModel:
@@ -275,13 +275,11 @@ class ERPRMTrainer(RewardTrainer):
     def _drop_rows_without_steps(self, dataset: Dataset, args: ERPRMConfig, dataset_name: str) -> Dataset:
         """Reports what `max_length` cut off, and leaves out the rows of which nothing to learn from remains."""
         num_dropped = sum(dataset["num_dropped_steps"])
-        kept = [
-            i for i, labels in enumerate(dataset["step_labels"]) if any(not math.isnan(label) for label in labels)
-        ]
+        kept = [i for i, labels in enumerate(dataset["step_labels"]) if any(not math.isnan(label) for label in labels)]
         if num_dropped:
             logger.warning(
-                f"{num_dropped} steps of the {dataset_name} dataset lie beyond `max_length` ({args.max_length} tokens) "
-                "and were dropped together with their labels."
+                f"{num_dropped} steps of the {dataset_name} dataset lie beyond `max_length` ({args.max_length} "
+                "tokens) and were dropped together with their labels."
             )
         if not kept:
             raise ValueError(
@@ -332,14 +330,15 @@ class ERPRMTrainer(RewardTrainer):
             num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
             self._total_train_tokens += num_tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        self._add_metrics(mode, log_odds.detach(), labels)
+        self._add_metrics(mode, losses.detach(), log_odds.detach(), labels)
         return (loss, {"log_odds": log_odds}) if return_outputs else loss
 
-    def _add_metrics(self, mode: str, log_odds: torch.Tensor, labels: torch.Tensor) -> None:
+    def _add_metrics(self, mode: str, losses: torch.Tensor, log_odds: torch.Tensor, labels: torch.Tensor) -> None:
         """Adds this batch to the sums behind the metrics, over all processes."""
         scores = log_odds.sigmoid()
         sums = torch.stack(
             [
+                losses.sum(),
                 ((scores > 0.5) == (labels > 0.5)).float().sum(),
                 (scores - labels).square().sum(),
                 scores.sum(),
@@ -351,12 +350,15 @@ class ERPRMTrainer(RewardTrainer):
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
-        *sums, num_steps = self._metric_sums[mode].tolist()
+        loss, *sums, num_steps = self._metric_sums[mode].tolist()
         if num_steps:
             # Sums over steps divided once, so that a metric does not depend on how steps fall into batches.
             for name, value in zip(("step_accuracy", "brier_score", "mean_score", "mean_label"), sums, strict=True):
                 self._metrics[mode][name] = [value / num_steps]
-        self._metric_sums[mode] = torch.zeros(5)
+            if mode == "eval":
+                # Trainer averages the means of the batches over rows; the key holds the name of the evaluation set.
+                logs.update({key: loss / num_steps for key in logs if re.fullmatch(r"eval_(.+_)?loss", key)})
+        self._metric_sums[mode] = torch.zeros(6)
         super().log(logs, start_time)
 
     # Checkpoints

@@ -1,0 +1,428 @@
+"""`trl_erprm.prm.trainer`: the loss by hand, soft labels end to end, data, metrics, LoRA, checkpoints, errors."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from tests.tiny import CAUSAL, HEADS, QUIET, prm_config, prm_trainer, randomize_head, save_base, sigmoid
+from trl_erprm import ERPRMConfig, ERPRMTrainer, ProcessRewardModel
+from trl_erprm.arithmetic import build_tokenizer
+from trl_erprm.prm.trainer import step_losses
+
+NAN = math.nan
+ROWS = [
+    {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=4", "#4"], "labels": [0.9, 0.3, 1.0]},
+    {"prompt": "1+1\n", "completions": ["1+1=2"], "labels": [0.2]},
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(params=list(HEADS))
+def head(request):
+    return HEADS[request.param]
+
+
+def log_odds_by_hand(model, row, head):
+    """A plain forward of one unpadded solution, laid out here once more; the log-odds at each tag."""
+    tokenizer = build_tokenizer()
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    if head is CAUSAL:
+        tag, joiner, input_ids = "ки", "\n", ids(row["prompt"] + "\n")
+    else:
+        tag, joiner, input_ids = "\n", "", ids(row["prompt"])
+    ends = []
+    for k, step in enumerate(row["completions"]):
+        input_ids = input_ids + ids((joiner if k else "") + step) + ids(tag)
+        ends.append(len(input_ids) - 1)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([input_ids])).logits[0, ends].double().numpy()
+    if head is CAUSAL:
+        return logits[:, ids("+")[0]] - logits[:, ids("-")[0]]
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+class TestLoss:
+    @pytest.mark.parametrize("loss_type", ["soft_cross_entropy", "mse"])
+    def test_two_rows_by_hand(self, base, tmp_path, head, loss_type):
+        trainer = prm_trainer(base, tmp_path, ROWS, ROWS, max_steps=1, learning_rate=0.0, loss_type=loss_type, **head)
+        randomize_head(trainer.model)
+        scores = sigmoid(np.concatenate([log_odds_by_hand(trainer.model, row, head) for row in ROWS]))
+        labels = np.array([0.9, 0.3, 1.0, 0.2])
+        if loss_type == "mse":
+            losses = (scores - labels) ** 2
+        else:
+            losses = -labels * np.log(scores) - (1 - labels) * np.log(1 - scores)
+        assert np.ptp(losses) > 0.05  # else a wrong order would not show
+        trainer.train()
+        assert logged(trainer, "loss") == [pytest.approx(losses.mean(), abs=1e-5)]
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(losses.mean(), abs=1e-5)
+
+    def test_soft_cross_entropy_is_that_of_two_classes(self):
+        logits = torch.randn(20, 2, dtype=torch.float64)
+        labels = torch.rand(20, dtype=torch.float64)
+        targets = torch.stack([1 - labels, labels], dim=1)
+        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        torch.testing.assert_close(step_losses(logits[:, 1] - logits[:, 0], labels), expected)
+
+    def test_a_label_of_0_9_stays_0_9(self, base, tmp_path, head):
+        """To convergence on one row: labels are used as they are, never rounded, through saving and scoring."""
+        row = {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=3"], "labels": [0.9, 0.3]}
+        trainer = prm_trainer(base, tmp_path, [row], max_steps=60, learning_rate=1e-2, **head)
+        trainer.train()
+        trainer.save_model()
+        prm = ProcessRewardModel.from_pretrained(tmp_path)
+        [scores] = prm.score([row["prompt"]], [row["completions"]])
+        assert scores == pytest.approx([0.9, 0.3], abs=0.02)
+        entropy = -np.mean([v * math.log(v) + (1 - v) * math.log(1 - v) for v in (0.9, 0.3)])
+        assert logged(trainer, "loss")[-1] == pytest.approx(entropy, abs=0.005)  # the least that soft labels allow
+
+    def test_steps_without_a_label_are_ignored(self, base, tmp_path, head):
+        rows = [{**ROWS[0], "labels": [0.9, None, NAN]}, ROWS[1]]
+        trainer = prm_trainer(base, tmp_path, rows, max_steps=1, learning_rate=0.0, **head)
+        randomize_head(trainer.model)
+        z = [log_odds_by_hand(trainer.model, row, head)[0] for row in rows]
+        losses = step_losses(torch.tensor(z), torch.tensor([0.9, 0.2]))
+        trainer.train()
+        assert logged(trainer, "loss") == [pytest.approx(losses.mean().item(), abs=1e-5)]
+        assert logged(trainer, "mean_label") == [pytest.approx(0.55)]
+
+    def test_a_batch_without_labels_has_loss_0(self, base, tmp_path, head):
+        trainer = prm_trainer(base, tmp_path, ROWS, **head)
+        rows = [{"input_ids": [3, 4, 5], "step_ends": [1, 2], "step_labels": [NAN, NAN]}]
+        batch = trainer.data_collator(rows)
+        for num_items in (None, trainer._get_num_items_in_batch([batch], "cpu")):
+            trainer.model.zero_grad()
+            loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=num_items)
+            loss.backward()
+            assert loss.item() == 0.0
+            assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+    def test_training_goes_on_over_a_batch_without_labels(self, base, tmp_path):
+        rows = [{**ROWS[1], "labels": [None]}, ROWS[1], {**ROWS[1], "labels": [None]}]
+        dataset = Dataset.from_list(rows).to_iterable_dataset()
+        trainer = prm_trainer(base, tmp_path, dataset, max_steps=3, per_device_train_batch_size=1, learning_rate=1e-2)
+        trainer.train()
+        losses = logged(trainer, "loss")
+        assert losses[0] == losses[2] == 0.0 < losses[1]
+        assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+    def test_outputs(self, base, tmp_path):
+        trainer = prm_trainer(base, tmp_path, ROWS)
+        batch = trainer.data_collator(list(trainer.train_dataset))
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+        expected = np.concatenate([log_odds_by_hand(trainer.model, row, {}) for row in ROWS])
+        assert outputs["log_odds"].tolist() == pytest.approx(expected, abs=1e-5)
+        assert "per_token_labels" in batch  # the caller's batch is left whole
+
+    def test_accumulation_1x4_equals_4x1(self, base, tmp_path, head):
+        """Solutions of one to three steps: a mean of the means of micro-batches would give another loss."""
+        given = [
+            {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=4", "#4"][: 1 + i % 3],
+             "labels": [0.1 * i, None if i == 2 else 0.9, 0.5][: 1 + i % 3]}
+            for i in range(4)
+        ]  # fmt: skip
+        results = []
+        for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+            trainer = prm_trainer(
+                base,
+                tmp_path / str(batch_size),
+                given,
+                max_steps=3,
+                learning_rate=1e-2,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=accumulation,
+                **head,
+            )
+            trainer.train()
+            results.append(
+                {n: logged(trainer, n) for n in ("loss", "grad_norm", "brier_score", "mean_score", "step_accuracy")}
+            )
+        for other in results[1:]:
+            for name, values in results[0].items():
+                assert other[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
+
+
+class TestData:
+    COUNTS = [
+        {"prompt": "3+4\n", "completions": ["3+4=2", "#2"], "num_correct": [2, 1], "num_rollouts": [4, 1]},
+        {"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "num_correct": [0, 0], "num_rollouts": [4, 0]},
+    ]
+
+    @pytest.mark.parametrize("stale", [False, True])
+    @pytest.mark.parametrize("eta, expected", [(0, 0.5), (math.inf, 1.0), (2.0, math.log((math.e**2 + 1) / 2) / 2)])
+    def test_eta_labels_from_counts(self, base, tmp_path, eta, expected, stale):
+        rows = [{**row, "labels": [0.123, 0.123]} if stale else row for row in self.COUNTS]
+        trainer = prm_trainer(base, tmp_path, rows, eta=eta)
+        labels = [row["step_labels"] for row in trainer.train_dataset]
+        assert labels[0] == pytest.approx([expected, 1.0])
+        assert labels[1][0] == 0.0 and math.isnan(labels[1][1])  # no rollout, no label
+
+    def test_without_eta_the_labels_are_kept(self, base, tmp_path):
+        rows = [{**row, "labels": [0.123, 0.7]} for row in self.COUNTS]
+        trainer = prm_trainer(base, tmp_path, rows)
+        assert [row["step_labels"] for row in trainer.train_dataset] == [[0.123, 0.7]] * 2
+
+    def test_eta_without_counts(self, base, tmp_path):
+        message = (
+            "`eta` is 2.0, but the train dataset has no rollout counts to label from: it has the columns prompt, "
+            "completions, labels. Add `num_correct` and `num_rollouts`"
+        )
+        with pytest.raises(ValueError, match=message):
+            prm_trainer(base, tmp_path, ROWS, eta=2.0)
+
+    def test_bools_are_labels(self, base, tmp_path):
+        trainer = prm_trainer(base, tmp_path, [{**ROWS[0], "labels": [True, False, True]}])
+        assert trainer.train_dataset[0]["step_labels"] == [1.0, 0.0, 1.0]
+
+    def test_messages(self, base, tmp_path):
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}={% endfor %}"
+        rows = [{**ROWS[1], "prompt": [{"role": "user", "content": "1+1"}]}]
+        args = ERPRMConfig(str(tmp_path), **QUIET)
+        dataset = Dataset.from_list(rows)
+        trainer = ERPRMTrainer(base, args=args, train_dataset=dataset, processing_class=tokenizer)
+        ids = tokenizer("1+1=", add_special_tokens=False)["input_ids"]
+        assert trainer.train_dataset[0]["input_ids"][: len(ids)] == ids
+
+    def test_last_step_only(self, base, tmp_path):
+        """An outcome reward model; the evaluation still looks at every step."""
+        trainer = prm_trainer(base, tmp_path, ROWS, ROWS, train_on_last_step_only=True)
+        first, second = trainer.train_dataset["step_labels"]
+        assert np.isnan(first[:2]).all() and first[2] == 1.0 and second == [0.2]
+        assert trainer.eval_dataset[0]["step_labels"] == [0.9, 0.3, 1.0]
+
+    def test_truncation_warns_and_counts(self, base, tmp_path, caplog):
+        # prompt "3 +4 *2 \n", steps "3 +4= 2 \n" and "2 *2= 4 \n", answer "# 4 \n"
+        assert len(prm_trainer(base, tmp_path, ROWS, max_length=15).train_dataset[0]["step_ends"]) == 3
+        assert "max_length" not in caplog.text
+        trainer = prm_trainer(base, tmp_path, ROWS, max_length=14)
+        assert (
+            "1 steps of the train dataset lie beyond `max_length` (14 tokens) and were dropped together with their "
+            "labels."
+        ) in caplog.text
+        assert trainer.train_dataset["step_labels"][:] == [[0.9, 0.3], [0.2]]
+        assert [len(ends) for ends in trainer.train_dataset["step_ends"]] == [2, 1]
+
+    def test_rows_of_which_nothing_remains(self, base, tmp_path, caplog):
+        long = {"prompt": "1" + "+1" * 40 + "\n", "completions": ["1+1=2"], "labels": [1.0]}
+        unlabelled = {**ROWS[0], "labels": [None, None, None]}
+        trainer = prm_trainer(base, tmp_path, [*ROWS, long, unlabelled], max_length=30)
+        assert len(trainer.train_dataset) == 2
+        assert "2 of 4 rows of the train dataset have no labelled step within `max_length` (30 tokens)" in caplog.text
+        with pytest.raises(ValueError, match="No row of the train dataset has a labelled step within `max_length`"):
+            prm_trainer(base, tmp_path, [long], max_length=30)
+
+    def test_tokenized_rows_are_taken_as_they_are(self, base, tmp_path):
+        rows = [{"input_ids": [3, 4, 5], "step_ends": [1, 2], "step_labels": [0.5, 1.0]}]
+        assert prm_trainer(base, tmp_path, rows).train_dataset.to_list() == rows
+
+    def test_streaming_equals_map_style(self, base, tmp_path):
+        losses = []
+        for streaming in (False, True):
+            dataset = Dataset.from_list(ROWS)
+            dataset = dataset.to_iterable_dataset() if streaming else dataset
+            trainer = prm_trainer(base, tmp_path, dataset, max_steps=3, learning_rate=1e-2)
+            trainer.train()
+            losses.append(logged(trainer, "loss"))
+            assert isinstance(trainer.train_dataset, IterableDataset) is streaming
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"labels": [0.9, 0.3]}, "Row 1: `labels` must be a list with one label for each of the 3 steps, got 2"),
+            ({"labels": [0.9, 1.3, 1.0]}, r"Row 1: label 1 must be in \[0, 1\]"),
+            ({"completions": ["3+4=2", " ", "#4"]}, "Row 1: step 1 of `completions` must be a str that is not empty"),
+            ({"completions": [], "labels": []}, "Row 1: `completions` must be a list of at least one step"),
+            ({"prompt": ""}, "Row 1: `prompt` must not be empty"),
+        ],
+    )
+    def test_bad_rows(self, base, tmp_path, change, message, streaming):
+        dataset = Dataset.from_list([ROWS[0], {**ROWS[0], **change}])
+        with pytest.raises(ValueError, match=message):
+            if streaming:
+                dataset = dataset.to_iterable_dataset()
+            prm_trainer(base, tmp_path, dataset, max_steps=1, logging_steps=1).train()
+
+    def test_wrong_columns(self, base, tmp_path):
+        rows = [{"prompt": "1+1\n", "steps": ["1+1=2"]}]
+        with pytest.raises(ValueError, match="need the columns `prompt`, `completions`, `labels`, found .*`steps`"):
+            prm_trainer(base, tmp_path, rows)
+
+
+class TestMetrics:
+    def test_by_hand_and_independent_of_the_batch_size(self, base, tmp_path, head):
+        rows = [
+            {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=4", "#4"][: 1 + i % 3],
+             "labels": [0.3 * i, 0.9, None][: 1 + i % 3]}
+            for i in range(4)
+        ]  # fmt: skip
+        scores, labels = [], []
+        for batch_size in (1, 3, 4):
+            trainer = prm_trainer(base, tmp_path, ROWS, rows, per_device_eval_batch_size=batch_size, **head)
+            randomize_head(trainer.model)
+            metrics = trainer.evaluate()
+            if not len(scores):
+                for row in rows:
+                    n = sum(label is not None for label in row["labels"])
+                    scores += sigmoid(log_odds_by_hand(trainer.model, row, head)[:n]).tolist()
+                    labels += row["labels"][:n]
+                scores, labels = np.array(scores), np.array(labels)
+                assert len(scores) == 6
+            assert metrics["eval_step_accuracy"] == pytest.approx(np.mean((scores > 0.5) == (labels > 0.5)))
+            assert metrics["eval_brier_score"] == pytest.approx(np.mean((scores - labels) ** 2), abs=1e-5)
+            assert metrics["eval_mean_score"] == pytest.approx(scores.mean(), abs=1e-5)
+            assert metrics["eval_mean_label"] == pytest.approx(labels.mean(), abs=1e-5)
+            losses = -labels * np.log(scores) - (1 - labels) * np.log1p(-scores)
+            assert metrics["eval_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+        again = trainer.evaluate()
+        assert again["eval_brier_score"] == pytest.approx(metrics["eval_brier_score"])  # sums were set back
+
+    def test_training_and_evaluation_do_not_mix(self, base, tmp_path):
+        eval_rows = [{**ROWS[1], "labels": [0.0]}]
+        trainer = prm_trainer(
+            base, tmp_path, [{**ROWS[1], "labels": [1.0]}], eval_rows, max_steps=2, eval_strategy="steps", eval_steps=1
+        )
+        trainer.train()
+        assert logged(trainer, "mean_label") == [1.0, 1.0]
+        assert logged(trainer, "eval_mean_label") == [0.0, 0.0]
+
+    def test_each_evaluation_set_has_its_own(self, base, tmp_path):
+        sets = {name: Dataset.from_list([{**ROWS[1], "labels": [v]}]) for name, v in (("low", 0.1), ("high", 0.8))}
+        trainer = ERPRMTrainer(
+            base, args=prm_config(tmp_path), train_dataset=Dataset.from_list(ROWS), eval_dataset=sets
+        )
+        randomize_head(trainer.model)
+        [z] = log_odds_by_hand(trainer.model, ROWS[1], {})
+        metrics = trainer.evaluate()
+        expected = step_losses(torch.tensor([z, z]), torch.tensor([0.1, 0.8])).tolist()
+        assert [metrics["eval_low_loss"], metrics["eval_high_loss"]] == pytest.approx(expected, rel=1e-4)
+
+    def test_num_tokens(self, base, tmp_path):
+        trainer = prm_trainer(base, tmp_path, ROWS, max_steps=2)
+        num_tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+        trainer.train()
+        assert logged(trainer, "num_tokens") == [num_tokens, 2 * num_tokens]
+
+    def test_a_held_out_metric_improves(self, base, tmp_path, head):
+        """A step is good if one of its three numbers is 0; the prompts say nothing about it."""
+        rng = np.random.default_rng(0)
+        rows = []
+        for _ in range(400):
+            a, b, c = (int(v) for v in rng.integers(0, 3, 3))
+            rows.append(
+                {"prompt": f"{rng.integers(10)}{rng.integers(10)}{rng.integers(10)}\n",
+                 "completions": [f"{a}+{b}={c}"], "labels": [0.9 if a * b * c == 0 else 0.1]}
+            )  # fmt: skip
+        trainer = prm_trainer(
+            base, tmp_path, rows[:360], rows[360:], max_steps=100, learning_rate=1e-2, logging_steps=50,
+            per_device_train_batch_size=36, **head,
+        )  # fmt: skip
+        before = trainer.evaluate()
+        trainer.train()
+        after = trainer.evaluate()
+        assert after["eval_brier_score"] < 0.02 < before["eval_brier_score"]
+        assert after["eval_step_accuracy"] > 0.95
+        assert after["eval_loss"] < before["eval_loss"]
+
+
+class TestCheckpoints:
+    def test_save_and_load_give_equal_scores(self, base, tmp_path, head):
+        trainer = prm_trainer(base, tmp_path, ROWS, max_steps=3, learning_rate=1e-2, **head)
+        trainer.train()
+        trainer.save_model()
+        prm = ProcessRewardModel.from_pretrained(tmp_path)
+        prompts, steps = [row["prompt"] for row in ROWS], [row["completions"] for row in ROWS]
+        for scores, row in zip(prm.score(prompts, steps), ROWS, strict=True):
+            trainer.model.eval()
+            assert scores == pytest.approx(sigmoid(log_odds_by_hand(trainer.model, row, head)), abs=1e-5)
+        assert prm.format == trainer.format
+
+    def test_a_checkpoint_is_a_prm_and_training_resumes(self, base, tmp_path):
+        options = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2}
+        whole = prm_trainer(base, tmp_path / "whole", ROWS, max_steps=4, **options)
+        whole.train()
+        prm = ProcessRewardModel.from_pretrained(tmp_path / "whole" / "checkpoint-2")
+        assert len(prm.score(["1+1\n"], [["1+1=2"]])[0]) == 1
+        resumed = prm_trainer(base, tmp_path / "resumed", ROWS, max_steps=4, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+        assert logged(resumed, "loss")[-2:] == pytest.approx(logged(whole, "loss")[-2:], abs=1e-6)
+
+    def test_eta_is_saved(self, base, tmp_path):
+        trainer = prm_trainer(base, tmp_path, TestData.COUNTS, eta=2.0)
+        trainer.save_model()
+        assert ProcessRewardModel.from_pretrained(tmp_path).eta == 2.0
+
+    def test_lora_moves_only_adapters_and_the_head(self, base, tmp_path, head):
+        peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+        trainer = prm_trainer(base, tmp_path, ROWS, peft_config=peft_config, max_steps=3, learning_rate=1e-2, **head)
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+        moved = {n for n, value in trainer.model.named_parameters() if not torch.equal(value, before[n])}
+        allowed = {n for n in before if "lora_" in n or (head is not CAUSAL and "modules_to_save" in n)}
+        assert moved and moved <= allowed
+        assert any("lora_B" in name for name in moved)
+        if head is not CAUSAL:
+            assert any("score.modules_to_save.default.weight" in name for name in moved)
+        trainer.save_model()
+        assert not (tmp_path / "model.safetensors").exists()
+        prm = ProcessRewardModel.from_pretrained(tmp_path)
+        trainer.model.eval()
+        scores = prm.score([row["prompt"] for row in ROWS], [row["completions"] for row in ROWS])
+        expected = [sigmoid(log_odds_by_hand(trainer.model, row, head)).tolist() for row in ROWS]
+        assert scores == [pytest.approx(of_row, abs=1e-5) for of_row in expected]
+
+
+class TestModel:
+    def test_a_loaded_model(self, base, tmp_path):
+        model = AutoModelForTokenClassification.from_pretrained(base, num_labels=2)
+        id2label = dict(model.config.id2label)
+        args = ERPRMConfig(str(tmp_path), num_labels=2, **QUIET)
+        dataset = Dataset.from_list(ROWS)
+        trainer = ERPRMTrainer(model, args=args, train_dataset=dataset, processing_class=build_tokenizer())
+        assert trainer.model is model
+        assert model.config.num_labels == 2 and model.config.id2label == id2label
+
+    def test_the_new_head_depends_on_the_seed_only(self, base, tmp_path):
+        heads = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(len(heads))
+            heads.append(prm_trainer(base, tmp_path, ROWS, seed=seed).model.score.weight.detach())
+        assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+    @pytest.mark.parametrize(
+        "architecture, changes, message",
+        [
+            (AutoModelForCausalLM, {}, "`head='token_classification'` needs a .* model, got Qwen2ForCausalLM. Load"),
+            (AutoModelForSequenceClassification, {}, "needs a token-classification model, got Qwen2ForSequenceClass"),
+            (AutoModelForTokenClassification, CAUSAL, "needs a causal language model, got Qwen2ForTokenClassific"),
+            (AutoModelForTokenClassification, {}, "The model has 2 labels, but `num_labels` is 1. Set `num_labels=2`"),
+        ],
+    )
+    def test_wrong_head(self, base, tmp_path, architecture, changes, message):
+        model = architecture.from_pretrained(base)
+        args = ERPRMConfig(str(tmp_path), **QUIET, **changes)
+        with pytest.raises(ValueError, match=message):
+            dataset = Dataset.from_list(ROWS)
+            ERPRMTrainer(model, args=args, train_dataset=dataset, processing_class=build_tokenizer())
+
+    def test_a_tag_that_the_tokenizer_does_not_know(self, base, tmp_path):
+        with pytest.raises(ValueError, match="The step tag '@' is not in the tokenizer's vocabulary"):
+            prm_trainer(base, tmp_path, ROWS, step_tag="@")

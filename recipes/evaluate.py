@@ -22,7 +22,7 @@ from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, loa
 from trl_erprm.data import to_prompt_rows
 from trl_erprm.evaluation.best_of_n import majority_accuracy, pass_at_n, sampled_accuracy
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
-from trl_erprm.manifest import write_atomically
+from trl_erprm.manifest import open_run, weights_fingerprint, write_atomically
 from trl_erprm.prm.aggregation import AGGREGATIONS
 from trl_erprm.rollout import Prefix, SamplingOptions, load_engine
 from trl_erprm.steps import step_texts
@@ -74,6 +74,11 @@ def main(argv: list[str] | None = None) -> dict:
         batch_size=script_args.scoring_batch_size,
     )
 
+    if PartialState().is_main_process:
+        settings = {k: v for k, v in vars(script_args).items() if k not in ("output_dir", "prm_path")}
+        identity = {"policy": weights_fingerprint(policy), "reward": reward.identity, "settings": settings}
+        open_run(script_args.output_dir, identity, kind="evaluation")
+
     # Sample and score
     n = script_args.num_samples
     options = SamplingOptions(script_args.max_completion_length, script_args.temperature, seed=script_args.seed)
@@ -114,7 +119,6 @@ def main(argv: list[str] | None = None) -> dict:
     # Save
     if PartialState().is_main_process:
         output_dir = Path(script_args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
         Dataset.from_dict(
             {"prompt": rows["prompt"], "candidates": candidates, "step_scores": step_scores, "is_correct": correct}
         ).to_json(output_dir / "candidates.jsonl")

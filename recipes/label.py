@@ -19,6 +19,7 @@ from rich.table import Table
 from trl_erprm import LabelingConfig, MonteCarloLabeler
 from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy
 from trl_erprm.data import to_prompt_rows
+from trl_erprm.manifest import weights_fingerprint
 from trl_erprm.rollout import load_engine
 
 
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # Label
-    labeler = MonteCarloLabeler(engine, labeling_config, policy_name=model_args.model_name_or_path)
+    policy_name = f"{model_args.model_name_or_path} ({weights_fingerprint(model)})"
+    labeler = MonteCarloLabeler(engine, labeling_config, policy_name=policy_name)
     labelled = labeler.label(rows, script_args.output_dir)
 
     # Report

@@ -22,6 +22,7 @@ from trl_erprm.arguments import (
     get_peft_config,
     get_quantization_config,
     load_data,
+    result_arguments,
 )
 from trl_erprm.data import to_stepwise_rows
 from trl_erprm.manifest import content_hash, open_run, write_atomically
@@ -39,9 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     identity = {
         "model": model_args.model_name_or_path,
         "rows": content_hash([rows[name][:] for name in sorted(rows.column_names)]),
-        "format": training_args.build_format().name,
-        **{name: getattr(training_args, name) for name in ("head", "eta", "loss_type", "learning_rate", "seed")},
-        **{name: getattr(training_args, name) for name in ("num_train_epochs", "max_steps", "max_length")},
+        "arguments": result_arguments(training_args),
+        "peft": model_args.use_peft and {k: v for k, v in vars(model_args).items() if k.startswith("lora")},
     }
     if training_args.process_index == 0:
         open_run(output_dir, identity, kind="prm")

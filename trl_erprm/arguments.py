@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainingArguments
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_erprm.data import load_rows
@@ -48,6 +48,7 @@ __all__ = [
     "load_data",
     "load_policy",
     "load_tokenizer",
+    "result_arguments",
 ]
 
 
@@ -131,6 +132,32 @@ class DataArguments:
                 f"`num_eval_rows` goes with held-out rows, got {self.num_eval_rows} without them. Name them by "
                 "`eval_dataset_path` or `eval_split`."
             )
+
+
+# What is printed, saved or sent, and how fast it goes: a run continues when these differ.
+_NOT_IN_RESULTS = frozenset(
+    "output_dir logging_dir logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_level "
+    "log_level_replica log_on_each_node report_to run_name project trackio_space_id disable_tqdm push_to_hub "
+    "hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision dataset_num_proc "
+    "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+    "save_strategy save_steps save_total_limit save_only_model generation_batch_size resume_from_checkpoint "
+    "eval_on_start do_train do_eval do_predict skip_memory_metrics local_rank ddp_timeout".split()
+)
+
+
+def result_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The training arguments that change results, by which a run recognizes its directory ([`open_run`]).
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            Arguments of any trainer.
+
+    Returns:
+        `dict[str, Any]`: plain JSON values. Left out is what only changes what is printed, saved or sent, or how fast
+        it goes.
+    """
+    chosen = {name: value for name, value in args.to_dict().items() if name not in _NOT_IN_RESULTS}
+    return json.loads(json.dumps(chosen, default=str))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -465,7 +465,7 @@ def train_policy(
         save_strategy="no",
         report_to=[],
         remove_unused_columns=False,
-        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
         seed=seed,
         disable_tqdm=None,
     )

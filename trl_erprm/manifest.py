@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonlStore", "content_hash", "open_run", "write_atomically"]
+__all__ = ["JsonlStore", "content_hash", "open_run", "weights_fingerprint", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,29 @@ def content_hash(*parts: Any) -> str:
         ) from None
     # "surrogatepass": text with half a surrogate pair cannot be written as UTF-8 but still has to have a name.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def weights_fingerprint(model: Any, largest: int = 1_000_000) -> str:
+    """A short name for the weights of a model, so that a run notices when a model was replaced at the same path.
+
+    Only parameters of at most `largest` elements are read (norms, biases, heads, adapters): any training moves those,
+    and a model of billions of parameters is named in well under a second.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, whole (not split over processes).
+        largest (`int`, *optional*, defaults to `1_000_000`):
+            Elements of the largest parameter that is read.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.numel() <= largest:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

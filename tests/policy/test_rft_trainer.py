@@ -427,6 +427,27 @@ class TestResuming:
         assert make().train() == uninterrupted
         assert len(paid) == self.NUM_COMPLETIONS
 
+    @pytest.mark.parametrize("iteration", [1, 2])
+    def test_the_same_trainer_called_again(self, make, uninterrupted, monkeypatch, iteration):
+        """Half-trained weights are never sampled from: the saved ones are loaded, and those of the start are gone."""
+        training_step, calls = RFTTrainer.training_step, []
+
+        def failing(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == 3 * (iteration - 1) + 2:
+                raise Interruption
+            return training_step(self, *args, **kwargs)
+
+        trainer = make()
+        monkeypatch.setattr(RFTTrainer, "training_step", failing)
+        with pytest.raises(Interruption):
+            trainer.train()
+        if iteration == 1:
+            with pytest.raises(RuntimeError, match="Build the trainer anew and call `train` again"):
+                trainer.train()
+        else:
+            assert trainer.train() == uninterrupted
+
     def test_interrupted_in_evaluation(self, make, paid, uninterrupted, monkeypatch):
         """After the samples of the evaluation, before its numbers are written."""
 

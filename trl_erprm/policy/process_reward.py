@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..manifest import weights_fingerprint
 from ..prm.aggregation import aggregate
 from ..prm.formats import Prompt
 from ..prm.scorer import ProcessRewardModel
@@ -81,6 +82,18 @@ class ProcessReward:
             None if step_scores is None else aggregate(step_scores, self.aggregation)
             for step_scores in self.step_scores(prompts, completions)
         ]
+
+    @property
+    def identity(self) -> dict:
+        """What the rewards depend on, by which [`RFTTrainer`] recognizes a run of its own."""
+        names = ("aggregation", "split_how", "answer_how", "require_answer")
+        return {
+            "name": self.__name__,
+            "prm": weights_fingerprint(self.prm.model),
+            "format": self.prm.format.name,
+            "is_well_formed": getattr(self.is_well_formed, "__qualname__", None),
+            **{name: getattr(self, name) for name in names},
+        }
 
     def step_scores(
         self, prompts: Sequence[Prompt], completions: Sequence[str | list[dict]]

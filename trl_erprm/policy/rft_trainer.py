@@ -40,8 +40,9 @@ from trl.data_utils import get_dataset_column_names
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
+from ..arguments import result_arguments
 from ..evaluation.best_of_n import best_of_n_accuracy, majority_accuracy, pass_at_n, sampled_accuracy
-from ..manifest import JsonlStore, content_hash, open_run, write_atomically
+from ..manifest import JsonlStore, content_hash, open_run, weights_fingerprint, write_atomically
 from ..rollout.engine import Prefix, SamplingOptions
 from ..rollout.transformers_engine import TransformersEngine
 from ..verify import extract_answer, verify_answer
@@ -51,16 +52,6 @@ logger = get_logger(__name__)
 
 RewardFunction = Callable[..., list[float | None]]
 """TRL's reward-function protocol: `(prompts, completions, **columns) -> list[float | None]`."""
-
-# Arguments that change what is printed or how fast it goes, but not the numbers: a run continues when they differ.
-_NOT_PART_OF_THE_RUN = (
-    "output_dir logging_dir logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_level "
-    "log_level_replica log_on_each_node report_to run_name project trackio_space_id disable_tqdm push_to_hub "
-    "hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision dataset_num_proc "
-    "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
-    "save_strategy save_steps save_total_limit save_only_model generation_batch_size resume_from_checkpoint "
-    "eval_on_start do_train do_eval do_predict skip_memory_metrics local_rank ddp_timeout"
-).split()
 
 
 class RFTTrainer(SFTTrainer):
@@ -150,8 +141,9 @@ class RFTTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         self.completion_only_loss = True  # selected rows are prompt and completion
-        # The iteration whose weights the model holds; 0 is the start.
+        # The iteration whose weights the model holds; 0 is the start, None stands for half-trained weights.
         self._weights_of = 0
+        self._start_fingerprint = weights_fingerprint(self.model)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if not {"completion", "input_ids"} & set(get_dataset_column_names(dataset)):
@@ -202,6 +194,7 @@ class RFTTrainer(SFTTrainer):
             selected, num_without = self._select(prompts, records)
             if self.accelerator.is_main_process:
                 write_atomically(directory / "selected.jsonl", "".join(json.dumps(r) + "\n" for r in selected))
+            self._weights_of = None  # until the policy is saved: an error on the way leaves them half trained
             training_loss = self._fine_tune(iteration, directory, selected)
             self.save_model(str(directory / "model"))
             record = {
@@ -360,6 +353,11 @@ class RFTTrainer(SFTTrainer):
     def _load_weights(self, iteration: int) -> None:
         """Puts the weights after an iteration into the model, unless it holds them already."""
         if self._weights_of != iteration:
+            if iteration == 0:
+                raise RuntimeError(
+                    "The weights at the start are no longer in memory: a fine-tuning of this trainer broke off. "
+                    "Build the trainer anew and call `train` again: it continues where this one stopped."
+                )
             self._load_from_checkpoint(str(Path(self.args.output_dir) / f"iteration-{iteration}" / "model"))
             self._weights_of = iteration
 
@@ -402,16 +400,15 @@ class RFTTrainer(SFTTrainer):
 
     def _identity(self) -> dict:
         """What makes two runs the same: everything that changes their numbers."""
-        arguments = {k: v for k, v in self.args.to_dict().items() if k not in _NOT_PART_OF_THE_RUN}
         held_out = None
         if self.held_out_dataset is not None:
             held_out = content_hash(list(self.held_out_dataset["prompt"]), list(self.held_out_dataset["answer"]))
         return {
-            "model": get_config_model_id(self.model.config),
+            "model": self._start_fingerprint,
             "reward_funcs": [getattr(f, "identity", _name_of(f)) for f in self.reward_funcs],
             "prompts": content_hash(list(self.prompt_dataset["prompt"])),
             "held_out_prompts": held_out,
-            "arguments": json.loads(json.dumps(arguments, default=str)),
+            "arguments": result_arguments(self.args),
         }
 
 

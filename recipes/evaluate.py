@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import stages
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
 from trl_erprm import ProcessReward, aggregate, best_of_n_accuracy, verify_answer
-from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy
+from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy, process_state
 from trl_erprm.data import to_prompt_rows
 from trl_erprm.evaluation.best_of_n import majority_accuracy, pass_at_n, sampled_accuracy
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> dict:
     script_args, model_args, data_args = parser.parse_args_and_config(argv)
 
     # Load
-    task = None
+    state, task = process_state(), None
     if script_args.task == "arithmetic":
         prepared = stages.prepare(Path(script_args.output_dir).parent, script_args.seed)
         task, model_args.model_name_or_path = prepared.task, str(prepared.policy_dir)
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
         rows = task.dataset(data_args.dataset_split, data_args.num_rows)
     else:
         rows = to_prompt_rows(load_data(data_args)[0])
-    policy, tokenizer = load_policy(model_args, device=PartialState().device)
+    policy, tokenizer = load_policy(model_args, device=state.device)
     engine = load_engine(
         "transformers", model=policy, tokenizer=tokenizer, batch_size=script_args.generation_batch_size
     )
@@ -74,10 +73,11 @@ def main(argv: list[str] | None = None) -> dict:
         batch_size=script_args.scoring_batch_size,
     )
 
-    if PartialState().is_main_process:
-        settings = {k: v for k, v in vars(script_args).items() if k not in ("output_dir", "prm_path")}
-        identity = {"policy": weights_fingerprint(policy), "reward": reward.identity, "settings": settings}
-        open_run(script_args.output_dir, identity, kind="evaluation")
+    if not state.is_main_process:
+        return {}  # one process measures: seconds to minutes of work
+    settings = {k: v for k, v in vars(script_args).items() if k not in ("output_dir", "prm_path")}
+    identity = {"policy": weights_fingerprint(policy), "reward": reward.identity, "settings": settings}
+    open_run(script_args.output_dir, identity, kind="evaluation")
 
     # Sample and score
     n = script_args.num_samples
@@ -117,18 +117,17 @@ def main(argv: list[str] | None = None) -> dict:
         )
 
     # Save
-    if PartialState().is_main_process:
-        output_dir = Path(script_args.output_dir)
-        Dataset.from_dict(
-            {"prompt": rows["prompt"], "candidates": candidates, "step_scores": step_scores, "is_correct": correct}
-        ).to_json(output_dir / "candidates.jsonl")
-        write_atomically(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        table = Table(title=f"{script_args.prm_path} on {len(rows)} problems, {n} candidates each")
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        for name, value in metrics.items():
-            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else f"{value:,}")
-        Console().print(table)
+    output_dir = Path(script_args.output_dir)
+    Dataset.from_dict(
+        {"prompt": rows["prompt"], "candidates": candidates, "step_scores": step_scores, "is_correct": correct}
+    ).to_json(output_dir / "candidates.jsonl")
+    write_atomically(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    table = Table(title=f"{script_args.prm_path} on {len(rows)} problems, {n} candidates each")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)
     return metrics
 
 

@@ -12,12 +12,11 @@ stopped, and another `--eta` needs no new rollout.
 import json
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
 from trl_erprm import LabelingConfig, MonteCarloLabeler
-from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy
+from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy, process_state
 from trl_erprm.data import to_prompt_rows
 from trl_erprm.manifest import weights_fingerprint
 from trl_erprm.rollout import load_engine
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     script_args, labeling_config, model_args, data_args = parser.parse_args_and_config(argv)
 
     # Load
-    state = PartialState()
+    state = process_state()
     rows, _ = load_data(data_args)
     rows = to_prompt_rows(rows, split_how=labeling_config.split_how)
     worked = "completions" in rows.column_names and all(steps is not None for steps in rows["completions"])

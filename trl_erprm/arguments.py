@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import torch
 import yaml
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainingArguments
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -48,6 +49,7 @@ __all__ = [
     "load_data",
     "load_policy",
     "load_tokenizer",
+    "process_state",
     "result_arguments",
 ]
 
@@ -132,6 +134,15 @@ class DataArguments:
                 f"`num_eval_rows` goes with held-out rows, got {self.num_eval_rows} without them. Name them by "
                 "`eval_dataset_path` or `eval_split`."
             )
+
+
+def process_state() -> PartialState:
+    """The processes of this launch; call it before anything else asks accelerate.
+
+    Departure from `PartialState()`: without a GPU, accelerate finds the other processes only if it is told that they
+    run on the CPU; else each takes itself for the only one, and all of them write to the same files.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 # What is printed, saved or sent, and how fast it goes: a run continues when these differ.

@@ -350,7 +350,7 @@ class TestDirectory:
 
 
 class Processes:
-    """Threads in place of processes: what `PartialState` gives each of them."""
+    """Threads in place of processes: what `process_state` gives each of them."""
 
     def __init__(self, number):
         self.barrier = threading.Barrier(number)
@@ -414,7 +414,7 @@ class TestProcesses:
 
     def run(self, monkeypatch, number, directory, interrupt_after=None):
         processes = Processes(number)
-        monkeypatch.setattr(monte_carlo, "PartialState", processes)
+        monkeypatch.setattr(monte_carlo, "process_state", processes)
         monkeypatch.setattr(monte_carlo, "sleep", processes.sleep)
         engines = [self.engine(interrupt_after) for _ in range(number)]
         labelers = [MonteCarloLabeler(engine, self.CONFIG) for engine in engines]

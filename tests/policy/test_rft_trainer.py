@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -83,13 +84,15 @@ def make(tiny_policy, tmp_path):
     """A trainer on the tiny policy: `make(reward, prompts, held_out, **config)`."""
     task, policy = tiny_policy
 
-    def make(reward=is_right, prompts=24, held_out=8, output_dir=tmp_path / "run", peft_config=None, **changes):
+    def make(
+        reward=is_right, prompts=24, held_out=8, output_dir=tmp_path / "run", model=policy, peft_config=None, **changes
+    ):
         if isinstance(prompts, int):
             prompts = task.dataset("train", prompts)
         if isinstance(held_out, int):
             held_out = task.dataset("test", held_out) if held_out else None
         return RFTTrainer(
-            policy,
+            model,
             reward_funcs=reward,
             args=rft_config(output_dir, **changes),
             train_dataset=prompts,
@@ -115,8 +118,8 @@ class TestSelection:
         ]
 
     def test_the_best_and_the_first_of_equals(self, make, scripted, tmp_path):
-        scripted({"1+1\n": ["#0", "#1", "#2"], "2+2\n": ["#3", "#4", "#3"]})
-        rewards = {"#0": 0.2, "#1": 0.7, "#2": 0.3, "#3": 0.5, "#4": 0.5}
+        scripted({"1+1\n": ["#0", "#1", "#2"], "2+2\n": ["#3", "#4", "#5"]})
+        rewards = {"#0": 0.2, "#1": 0.7, "#2": 0.3, "#3": 0.5, "#4": 0.5, "#5": 0.5}
         [_, record] = make(lambda prompts, completions, **_: [rewards[c] for c in completions], **self.ONCE).train()
         assert self.selected(tmp_path) == [("1+1\n", "#1", 0.7), ("2+2\n", "#3", 0.5)]
         assert record["reward"] == pytest.approx(0.6)
@@ -447,6 +450,29 @@ class TestResuming:
                 trainer.train()
         else:
             assert trainer.train() == uninterrupted
+
+    def test_random_numbers_of_fine_tuning(self, make, tiny_policy, tmp_path, monkeypatch):
+        """With dropout, an interrupted run draws what an uninterrupted one draws."""
+        policy = tmp_path / "policy"
+        shutil.copytree(tiny_policy[1], policy)
+        config = json.loads((policy / "config.json").read_text())
+        (policy / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
+        expected = make(model=str(policy), held_out=0, output_dir=tmp_path / "whole").train()
+        fine_tune, calls = RFTTrainer._fine_tune, []
+
+        def failing(self, *args):
+            calls.append(1)
+            if len(calls) == 2:
+                raise Interruption
+            return fine_tune(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RFTTrainer, "_fine_tune", failing)
+            with pytest.raises(Interruption):
+                make(model=str(policy), held_out=0).train()
+        trainer = make(model=str(policy), held_out=0)
+        torch.rand(7)
+        assert trainer.train() == expected
 
     def test_interrupted_in_evaluation(self, make, paid, uninterrupted, monkeypatch):
         """After the samples of the evaluation, before its numbers are written."""

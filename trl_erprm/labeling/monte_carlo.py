@@ -33,11 +33,11 @@ from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
+from trl_erprm.arguments import process_state
 from trl_erprm.manifest import JsonlStore, content_hash, open_run, write_atomically
 from trl_erprm.rollout.engine import Completion, Prefix, RolloutEngine
 from trl_erprm.steps import join_steps, split_steps
@@ -175,8 +175,7 @@ class MonteCarloLabeler:
                 False or None.
         """
         started = perf_counter()
-        # Without a GPU, accelerate finds the other processes only if it is told that they run on the CPU.
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = process_state()
         if state.num_processes > 1 and output_dir is None:
             raise ValueError(
                 f"`output_dir` must be given with {state.num_processes} processes, got None: they share their "

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trl_erprm import ProcessReward, aggregate, best_of_n_accuracy, verify_answer
-from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy, process_state
-from trl_erprm.data import to_prompt_rows
+from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
 from trl_erprm.evaluation.best_of_n import majority_accuracy, pass_at_n, sampled_accuracy
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
 from trl_erprm.manifest import open_run, weights_fingerprint, write_atomically
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict:
         script_args.prm_path = script_args.prm_path or str(prepared.prm_dir)
         rows = task.dataset(data_args.dataset_split, data_args.num_rows)
     else:
-        rows = to_prompt_rows(load_data(data_args)[0])
+        rows, _ = load_prompts(data_args, script_args.split_how)
     policy, tokenizer = load_policy(model_args, device=state.device)
     engine = load_engine(
         "transformers", model=policy, tokenizer=tokenizer, batch_size=script_args.generation_batch_size

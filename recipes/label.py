@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trl_erprm import LabelingConfig, MonteCarloLabeler
-from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_data, load_policy, process_state
-from trl_erprm.data import to_prompt_rows
+from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
 from trl_erprm.manifest import weights_fingerprint
 from trl_erprm.rollout import load_engine
 
@@ -38,9 +37,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # Load
     state = process_state()
-    rows, _ = load_data(data_args)
-    rows = to_prompt_rows(rows, split_how=labeling_config.split_how)
-    worked = "completions" in rows.column_names and all(steps is not None for steps in rows["completions"])
+    rows, _ = load_prompts(data_args, labeling_config.split_how)
+    worked = sum(steps is not None for steps in rows["completions"]) if "completions" in rows.column_names else 0
+    if 0 < worked < len(rows) and script_args.label_worked_solutions:
+        raise ValueError(
+            f"{worked} of {len(rows)} rows have a worked solution, the others have none. Label the two kinds in two "
+            "runs, or set `label_worked_solutions: false` to sample solutions for all."
+        )
     if not (worked and script_args.label_worked_solutions):
         rows = rows.remove_columns([name for name in ("completions", "solution") if name in rows.column_names])
     model, tokenizer = load_policy(model_args, device=state.device)

@@ -20,10 +20,9 @@ from trl_erprm.arguments import (
     ModelArguments,
     StrictParser,
     get_peft_config,
-    load_data,
     load_policy,
+    load_prompts,
 )
-from trl_erprm.data import to_prompt_rows
 from trl_erprm.evaluation.plots import plot_rft_iterations
 from trl_erprm.evaluation.report import rft_table
 
@@ -59,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         held_out = task.task.dataset(data_args.eval_split or "test", data_args.num_eval_rows)
         is_well_formed = task.task.is_well_formed
     else:
-        rows, eval_rows = load_data(data_args)
-        prompts, held_out = to_prompt_rows(rows), None if eval_rows is None else to_prompt_rows(eval_rows)
+        prompts, held_out = load_prompts(data_args, script_args.split_how)
     if not script_args.prm_path:
         raise ValueError("`prm_path` is missing. Give the directory that `recipes/prm.py` wrote.")
     policy, tokenizer = load_policy(model_args)

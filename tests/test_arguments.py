@@ -29,6 +29,7 @@ from trl_erprm.arguments import (
     get_peft_config,
     load_data,
     load_policy,
+    load_prompts,
     load_tokenizer,
 )
 
@@ -617,3 +618,26 @@ def test_a_name_on_the_hub_is_looked_up_and_a_directory_is_not(monkeypatch, poli
         {"name": "org/model", "local_files_only": False, **options},
         {"name": str(policy_path), "local_files_only": True, **options},
     ]
+
+
+def test_load_prompts_as_text_and_as_chat(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "1+1 = 2\\n#### 2"}\n')
+    rows, held_out = load_prompts(DataArguments(dataset_path=str(path)))
+    assert held_out is None
+    assert (rows["prompt"][0], rows["answer"][0], rows["completions"][0]) == ("1+1?", "2", ["1+1 = 2", "#### 2"])
+
+    rows, held_out = load_prompts(
+        DataArguments(dataset_path=str(path), eval_dataset_path=str(path), chat=True, system_prompt="Be brief.")
+    )
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    assert list(rows["prompt"]) == [messages]
+    assert list(held_out["prompt"]) == [messages]
+    assert rows["answer"][0] == "2"
+    rows, _ = load_prompts(DataArguments(dataset_path=str(path), chat=True))
+    assert rows["prompt"][0] == messages[1:]
+
+
+def test_a_system_prompt_goes_with_chat():
+    with pytest.raises(ValueError, match=r"`system_prompt` goes with chat messages, got 'Be brief.' without `chat`"):
+        DataArguments(system_prompt="Be brief.")

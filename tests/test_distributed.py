@@ -110,3 +110,12 @@ def test_two_processes_equal_one(name, head, model_folder, one_process, tmp_path
     scores = load_and_score(tmp_path)
     torch.testing.assert_close(scores, expected_scores, rtol=1e-4, atol=1e-5)
     assert scores.std() > 1e-3
+
+
+def test_single_gpu_config_trains_as_cpu_does(model_folder, one_process, tmp_path):
+    """One process on whatever device there is: here the CPU, so the numbers are those of `cpu.yaml`, exactly."""
+    expected, expected_scores = one_process("token_classification")
+    result = read_result(launch("single_gpu", SCRIPT, model_folder, tmp_path, "token_classification", 4, 1))
+    assert (result["distributed_type"], result["num_processes"]) == ("NO", 1)
+    assert result["loss"] == expected["loss"]
+    torch.testing.assert_close(load_and_score(tmp_path), expected_scores, rtol=0, atol=0)

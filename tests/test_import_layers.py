@@ -37,6 +37,7 @@ LAYERS: list[tuple[str, int]] = [
     ("data", 1),
     ("arithmetic", 1),
     ("arguments", 1),
+    ("parsing", 1),
     ("rollout", 1),
     # labels and the reward model
     ("labeling", 2),

@@ -20,7 +20,7 @@ from trl_erprm import ProcessReward, aggregate, best_of_n_accuracy, verify_answe
 from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
 from trl_erprm.evaluation.best_of_n import majority_accuracy, pass_at_n, sampled_accuracy
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
-from trl_erprm.manifest import open_run, weights_fingerprint, write_atomically
+from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
 from trl_erprm.prm.aggregation import AGGREGATIONS
 from trl_erprm.rollout import Prefix, SamplingOptions, load_engine
 from trl_erprm.steps import step_texts
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> dict:
         return {}  # one process measures: seconds to minutes of work
     settings = {k: v for k, v in vars(script_args).items() if k not in ("output_dir", "prm_path")}
     identity = {"policy": weights_fingerprint(policy), "reward": reward.identity, "settings": settings}
+    identity["rows"] = content_hash(list(rows["prompt"]), list(rows["answer"]))
     open_run(script_args.output_dir, identity, kind="evaluation")
 
     # Sample and score

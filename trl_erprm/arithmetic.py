@@ -60,19 +60,19 @@ class ArithmeticTask:
 
     Args:
         modulus (`int`, *optional*, defaults to `5`):
-            Values are the integers `0 .. modulus - 1`; from 2 to 10, so that a value is one character. A prime keeps
+            Values are the integers `0 .. modulus - 1`; from 3 to 10, so that a value is one character. A prime keeps
             an error visible to the end: a wrong intermediate value then leads to a wrong answer unless a second error
             cancels the first.
         operators (`str`, *optional*, defaults to `"+*"`):
             The operators that occur, out of `+`, `-` and `*`.
         num_operations (`int`, *optional*, defaults to `5`):
             Operations a problem, hence steps a solution (the answer line comes on top).
-        misconception_share (`float`, *optional*, defaults to `0.2`):
+        misconception_share (`float`, *optional*, defaults to `0.15`):
             Share of the facts that the policy has learnt wrongly, in [0, 1].
         systematic_error_rate (`float`, *optional*, defaults to `0.6`):
             How often a wrongly learnt fact is answered with its wrong value, in [0, 1]. Above 0.5, greedy decoding and
             the majority are wrong about it.
-        random_error_rate (`float`, *optional*, defaults to `0.02`):
+        random_error_rate (`float`, *optional*, defaults to `0.05`):
             How often any fact is answered with a wrong value drawn uniformly, in [0, 1].
         num_train (`int`, *optional*, defaults to `4000`):
             Problems in the training split. The three splits are disjoint.

@@ -1,5 +1,7 @@
 """`trl_erprm.policy.process_reward`: which completions are judged, aggregation, TRL's protocol."""
 
+import json
+
 import pytest
 
 from tests.tiny import prm_trainer, save_base
@@ -107,3 +109,32 @@ def test_from_a_directory(tmp_path):
     [value] = ProcessReward(str(tmp_path / "prm"), answer_how="arithmetic")(["1+1\n"], ["1+1=2\n#2"])
     [scores] = ProcessRewardModel.from_pretrained(tmp_path / "prm").score(["1+1\n"], [["1+1=2", "#2"]])
     assert value == min(scores)
+
+
+class TestIdentity:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def paths(cls, tmp_path_factory):
+        rows = [{"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [1.0, 0.0]}]
+        base, paths = save_base(tmp_path_factory.mktemp("base")), []
+        for learning_rate in (0.0, 1e-3):
+            paths.append(str(tmp_path_factory.mktemp("prm")))
+            trainer = prm_trainer(base, paths[-1], rows, learning_rate=learning_rate, max_steps=1)
+            trainer.train()
+            trainer.save_model()
+        return paths
+
+    def test_what_changes_rewards_changes_it(self, paths):
+        prm = ProcessRewardModel.from_pretrained(paths[0])
+        identities = [ProcessReward(prm).identity]
+        for change in (
+            {"aggregation": "mean"}, {"split_how": "blank_line"}, {"answer_how": "gsm8k"}, {"require_answer": False},
+            {"is_well_formed": lambda prompt, steps: True},
+        ):  # fmt: skip
+            identities.append(ProcessReward(prm, **change).identity)
+        identities.append(ProcessReward(paths[1]).identity)
+        assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == 7
+
+    def test_what_does_not_leaves_it(self, paths):
+        expected = ProcessReward(paths[0]).identity
+        assert ProcessReward(ProcessRewardModel.from_pretrained(paths[0]), batch_size=1).identity == expected

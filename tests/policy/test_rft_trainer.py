@@ -12,6 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
+from tests.rollout.test_transformers_engine import VOCABULARY, make_model, make_tokenizer
 from tests.tiny import QUIET
 from trl_erprm import RFTConfig, RFTTrainer
 from trl_erprm.policy import rft_trainer
@@ -139,7 +140,8 @@ class TestSelection:
         make(lambda prompts, completions, **_: [rewards[c] for c in completions], **self.ONCE).train()
         assert self.selected(tmp_path) == [("1+1\n", "#1", 0.1), ("2+2\n", "#4", 0.2)]
         [record, _] = read_jsonl(tmp_path / "run/iteration-1/samples-0.jsonl")
-        assert record["truncated"] == [True, False, True] and record["rewards"] == [None, 0.1, None]
+        [rewards, _] = read_jsonl(tmp_path / "run/iteration-1/samples_rewards-0.jsonl")
+        assert record["truncated"] == [True, False, True] and rewards["rewards"] == [None, 0.1, None]
 
     def test_several_reward_functions_are_added(self, make, scripted, tmp_path):
         scripted({"1+1\n": ["#0", "#1", "#2"], "2+2\n": ["#0", "#1", "#2"]})
@@ -236,11 +238,12 @@ class TestLoop:
         assert sorted(p.name for p in run.iterdir()) == [
             "iteration-0", "iteration-1", "iteration-2", "manifest.json"
         ]  # fmt: skip
-        evaluated = {"eval_greedy-0.jsonl", "eval_sampled-0.jsonl", "metrics.json"}
+        evaluated = {"eval_greedy-0.jsonl", "eval_sampled-0.jsonl", "eval_sampled_rewards-0.jsonl", "metrics.json"}
         assert {p.name for p in (run / "iteration-0").iterdir()} == evaluated
         for k in (1, 2):
             assert {p.name for p in (run / f"iteration-{k}").iterdir()} == {
-                *evaluated, "samples-0.jsonl", "selected.jsonl", "model", "fine_tuning.json"
+                *evaluated, "samples-0.jsonl", "samples_rewards-0.jsonl", "selected.jsonl", "model",
+                "fine_tuning.json",
             }  # fmt: skip
             assert json.loads((run / f"iteration-{k}/metrics.json").read_text()) == history[k]
             assert len(read_jsonl(run / f"iteration-{k}/samples-0.jsonl")) == 100
@@ -509,11 +512,34 @@ class TestResuming:
             make(**changes).train()
         assert paid == []
 
+    def test_other_weights_at_the_same_path_are_refused(self, make, tiny_policy, tmp_path, paid):
+        policy = str(tmp_path / "policy")
+        shutil.copytree(tiny_policy[1], policy)
+        trainer = make(model=policy)
+        rft_trainer.open_run(trainer.args.output_dir, trainer._identity(), kind="rft")
+        model = AutoModelForCausalLM.from_pretrained(policy)
+        model.model.norm.weight.data[0] += 1e-3
+        model.save_pretrained(policy)
+        with pytest.raises(ValueError, match="holds another run: `model` is "):
+            make(model=policy).train()
+        assert paid == []
+
     def test_what_does_not_change_the_numbers_is_no_other_run(self, make):
         trainer = make()
         rft_trainer.open_run(trainer.args.output_dir, trainer._identity(), kind="rft")
         other = make(generation_batch_size=7, logging_steps=5, disable_tqdm=True, dataloader_num_workers=0)
         assert rft_trainer.open_run(other.args.output_dir, other._identity(), kind="rft")
+
+
+def test_the_tokenizer_is_the_one_that_was_saved(tmp_path):
+    """transformers loads a general tokenizer beside a Qwen2 model as Qwen2's, which cuts text otherwise."""
+    make_model().save_pretrained(tmp_path / "policy")
+    make_tokenizer().save_pretrained(tmp_path / "policy")
+    prompts = Dataset.from_dict({"prompt": ["what is 1+1\n"]})
+    trainer = RFTTrainer(
+        str(tmp_path / "policy"), reward_funcs=is_right, args=rft_config(tmp_path / "run"), train_dataset=prompts
+    )
+    assert trainer.processing_class("what is 1+1\n")["input_ids"] == [VOCABULARY[c] for c in "what is 1+1\n"]
 
 
 class TestErrors:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
+from tests.rollout.test_transformers_engine import VOCABULARY, make_model, make_tokenizer
 from tests.tiny import CAUSAL, HEADS, prm_config, prm_trainer, randomize_head, save_base
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arithmetic import build_tokenizer
@@ -197,6 +198,18 @@ class TestLoading:
         for scores, others in zip(prm.score(PROMPTS, STEPS), expected, strict=True):
             assert scores == pytest.approx(others, abs=1e-5)
         assert prm.format.head == HEADS[head].get("head", "token_classification")
+
+    def test_the_tokenizer_is_the_one_trained_with(self, tmp_path):
+        """transformers loads a general tokenizer beside a Qwen2 model as Qwen2's, which cuts text otherwise."""
+        make_model().save_pretrained(tmp_path / "base")
+        make_tokenizer().save_pretrained(tmp_path / "base")
+        row = {"prompt": "what is 1+1\n", "completions": ["it is 2", "ok"], "labels": [1.0, 0.0]}
+        trainer = prm_trainer(str(tmp_path / "base"), tmp_path / "prm", [row])
+        trainer.save_model()
+        expected = [VOCABULARY[c] for c in "what is 1+1\nit is 2\nok\n"]
+        assert trainer.train_dataset[0]["input_ids"] == expected
+        prm = ProcessRewardModel.from_pretrained(tmp_path / "prm")
+        assert prm.format.encode(prm.tokenizer, row["prompt"], row["completions"]).input_ids == expected
 
     def test_the_format_may_be_a_name(self, base, checkpoints):
         prm = ProcessRewardModel.from_pretrained(checkpoints["one_label"], format="trl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from ..manifest import weights_fingerprint
@@ -90,7 +91,7 @@ class ProcessReward:
         return {
             "name": self.__name__,
             "prm": weights_fingerprint(self.prm.model),
-            "format": self.prm.format.name,
+            "format": dataclasses.asdict(self.prm.format),
             "is_well_formed": getattr(self.is_well_formed, "__qualname__", None),
             **{name: getattr(self, name) for name in names},
         }

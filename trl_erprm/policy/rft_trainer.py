@@ -7,11 +7,12 @@ nothing to learn from yet), and `train`. `tests/test_trl_seams.py` holds them ag
 
 What an iteration writes, under `output_dir/iteration-<k>/` (0 is the policy at the start, evaluated only):
 
-    samples-<process>.jsonl       completions and rewards, one line a prompt
+    samples-<process>.jsonl       completions, one line a prompt
+    samples_rewards-<process>     their rewards
     selected.jsonl                what was fine-tuned on
     model/                        the policy after the iteration
     fine_tuning.json              written when the policy is saved
-    eval_greedy-*, eval_sampled-* completions on held-out prompts
+    eval_greedy-*, eval_sampled-* completions on held-out prompts, and eval_sampled_rewards-*
     metrics.json                  written last: the iteration is complete
 
 A run that was killed at any moment is started again with the same command and goes on at the phase it was in: what was
@@ -40,10 +41,10 @@ from trl.data_utils import get_dataset_column_names
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
-from ..arguments import result_arguments
+from ..arguments import load_tokenizer, result_arguments
 from ..evaluation.best_of_n import best_of_n_accuracy, majority_accuracy, pass_at_n, sampled_accuracy
 from ..manifest import JsonlStore, content_hash, open_run, weights_fingerprint, write_atomically
-from ..rollout.engine import Prefix, SamplingOptions
+from ..rollout.engine import Completion, Prefix, SamplingOptions
 from ..rollout.transformers_engine import TransformersEngine
 from ..verify import extract_answer, verify_answer
 from .rft_config import RFTConfig
@@ -131,6 +132,12 @@ class RFTTrainer(SFTTrainer):
             raise ValueError("`reward_funcs` is empty: there is nothing to select completions by. Give at least one.")
         _check_prompts(train_dataset, eval_dataset)
         self.prompt_dataset, self.held_out_dataset = train_dataset, eval_dataset
+        if processing_class is None and isinstance(model, str):
+            processing_class = load_tokenizer(
+                model,
+                revision=(args.model_init_kwargs or {}).get("revision"),
+                trust_remote_code=args.trust_remote_code,
+            )
         super().__init__(
             model=model,
             args=args,
@@ -229,20 +236,31 @@ class RFTTrainer(SFTTrainer):
         )
 
     def _sample(
-        self, prompts: Dataset, directory: Path, name: str, num_samples: int, options: SamplingOptions, iteration: int
+        self,
+        prompts: Dataset,
+        directory: Path,
+        name: str,
+        num_samples: int,
+        options: SamplingOptions,
+        iteration: int,
+        with_rewards: bool = True,
     ) -> list[dict]:
         """
         Samples and scores completions of every prompt, each process its share, and returns the records of all of them
-        in the order of the prompts. What the files in `directory` already hold is not sampled again.
+        in the order of the prompts. What the files in `directory` already hold is not sampled again. Completions are
+        stored before they are scored, so that a reward function that fails costs no sampling either.
         """
+        rewards_name = f"{name}_rewards"
         self.accelerator.wait_for_everyone()
-        done = {record["index"] for record in _read_records(directory, name)}
+        sampled = {record["index"]: record for record in _read_records(directory, name)}
+        done = {record["index"] for record in _read_records(directory, rewards_name)} if with_rewards else set(sampled)
         todo = [i for i in range(len(prompts)) if i not in done]
         # A few generation batches at a time: little is lost in a crash, and the engine can still sort by length.
         chunk_size = max(1, 4 * self.args.generation_batch_size // num_samples)
         chunks = [todo[i : i + chunk_size] for i in range(0, len(todo), chunk_size)]
         chunks = chunks[self.accelerator.process_index :: self.accelerator.num_processes]
         store = JsonlStore(directory / f"{name}-{self.accelerator.process_index}.jsonl")
+        rewards_store = JsonlStore(directory / f"{rewards_name}-{self.accelerator.process_index}.jsonl")
         self.accelerator.wait_for_everyone()  # all have read before one writes
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as policy,
@@ -256,22 +274,28 @@ class RFTTrainer(SFTTrainer):
         ):
             engine = TransformersEngine(policy, self.processing_class, batch_size=self.args.generation_batch_size)
             for chunk in chunks:
-                rows = [prompts[i] for i in chunk]
-                completions = engine.generate([Prefix(row["prompt"]) for row in rows], num_samples, options)
-                store.append(self._scored(chunk, rows, completions))
+                new = [i for i in chunk if i not in sampled]
+                completions = engine.generate([Prefix(prompts[i]["prompt"]) for i in new], num_samples, options)
+                records = [_sample_record(i, group) for i, group in zip(new, completions, strict=True)]
+                store.append(records)
+                if with_rewards:
+                    at = {record["index"]: record for record in records} | sampled
+                    rewards_store.append(self._rewards([at[i] for i in chunk], [prompts[i] for i in chunk]))
                 progress.update(len(chunk))
         self.accelerator.wait_for_everyone()
-        return sorted(_read_records(directory, name), key=lambda record: record["index"])
+        rewards = {record["index"]: record for record in _read_records(directory, rewards_name)}
+        records = [{**record, **rewards.get(record["index"], {})} for record in _read_records(directory, name)]
+        return sorted(records, key=lambda record: record["index"])
 
-    def _scored(self, indices: list[int], rows: list[dict], completions: list[list]) -> Iterator[dict]:
-        """The records of a chunk: each prompt's completions with their rewards."""
-        flat = [(row, completion) for row, group in zip(rows, completions, strict=True) for completion in group]
+    def _rewards(self, records: list[dict], rows: list[dict]) -> Iterator[dict]:
+        """The rewards of the completions in `records`, a record a prompt."""
+        flat = [(row, text) for row, record in zip(rows, records, strict=True) for text in record["completions"]]
         rewards = np.zeros(len(flat))
         columns = {name: [row[name] for row, _ in flat] for name in rows[0] if name != "prompt"}
         for reward_func in self.reward_funcs:
             values = reward_func(
                 prompts=[row["prompt"] for row, _ in flat],
-                completions=[_as_completion(row["prompt"], completion.text) for row, completion in flat],
+                completions=[_as_completion(row["prompt"], text) for row, text in flat],
                 **columns,
             )
             if len(values) != len(flat):
@@ -280,20 +304,15 @@ class RFTTrainer(SFTTrainer):
                     "completions. It must return one for each, in their order."
                 )
             rewards += [_checked_reward(value, reward_func) for value in values]
-        position = 0
-        for index, group in zip(indices, completions, strict=True):
+        for record in records:
+            own, rewards = np.split(rewards, [len(record["completions"])])
             # A completion that was cut off never competes: where its last step broke off, nothing was judged.
-            group_rewards = [
-                None if completion.finish_reason == "length" or math.isnan(reward) else float(reward)
-                for completion, reward in zip(group, rewards[position : position + len(group)], strict=True)
-            ]
-            position += len(group)
             yield {
-                "index": index,
-                "completions": [completion.text for completion in group],
-                "rewards": group_rewards,
-                "num_tokens": [completion.num_tokens for completion in group],
-                "truncated": [completion.finish_reason == "length" for completion in group],
+                "index": record["index"],
+                "rewards": [
+                    None if truncated or math.isnan(reward) else float(reward)
+                    for reward, truncated in zip(own, record["truncated"], strict=True)
+                ],
             }
 
     @staticmethod
@@ -369,7 +388,8 @@ class RFTTrainer(SFTTrainer):
         if dataset is None:
             return {}
         self._load_weights(iteration)
-        greedy = self._sample(dataset, directory, "eval_greedy", 1, self._sampling_options(0, 0.0), iteration)
+        options = self._sampling_options(0, temperature=0.0)
+        greedy = self._sample(dataset, directory, "eval_greedy", 1, options, iteration, with_rewards=False)
         # The same seed in every iteration: the noise of sampling is shared, differences are the policy's.
         sampled = self._sample(
             dataset, directory, "eval_sampled", n, self._sampling_options(self.args.seed), iteration
@@ -444,6 +464,15 @@ def _read_records(directory: Path, name: str) -> Iterator[dict]:
     """The records of every process, also of an earlier run with another number of processes."""
     for path in sorted(directory.glob(f"{name}-*.jsonl")):
         yield from JsonlStore(path)
+
+
+def _sample_record(index: int, completions: list[Completion]) -> dict:
+    return {
+        "index": index,
+        "completions": [completion.text for completion in completions],
+        "num_tokens": [completion.num_tokens for completion in completions],
+        "truncated": [completion.finish_reason == "length" for completion in completions],
+    }
 
 
 def _as_completion(prompt: str | list[dict], text: str) -> str | list[dict]:

@@ -179,7 +179,10 @@ class PRMFormat:
         ones, a label token that is not exactly one token, or label tokens that coincide.
         """
         tag_ids = tokenizer(self.step_tag, add_special_tokens=False)["input_ids"]
-        if not tag_ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tag_ids):
+        # Some tokenizers drop what they do not know without a token for it, so the tag is also read back. A space
+        # at its edge may go: SentencePiece writes it as a mark of the token.
+        is_whole = tokenizer.decode(tag_ids).strip(" ") == self.step_tag.strip(" ")
+        if not tag_ids or not is_whole or tokenizer.unk_token_id in tag_ids:
             raise ValueError(
                 f"The step tag {self.step_tag!r} is not in the tokenizer's vocabulary (its ids are {tag_ids}). Choose "
                 "a `step_tag` that the tokenizer knows, or add it to the tokenizer and resize the embeddings."

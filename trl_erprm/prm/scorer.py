@@ -12,11 +12,11 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from ..arguments import load_tokenizer
 from ..steps import step_texts
 from .collator import StepDataCollator
 from .formats import FORMAT_FILE, PRMFormat, Prompt, load_format
@@ -125,7 +125,7 @@ class ProcessRewardModel:
             model = model.to(device)
         return cls(
             model,
-            AutoTokenizer.from_pretrained(path, trust_remote_code=model_init_kwargs.get("trust_remote_code", False)),
+            load_tokenizer(path, trust_remote_code=model_init_kwargs.get("trust_remote_code", False)),
             resolved,
             eta=saved.get("eta"),
             max_length=max_length,

@@ -29,7 +29,6 @@ from datasets import Dataset, IterableDataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -39,6 +38,7 @@ from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from ..arguments import load_tokenizer
 from ..data import validate_stepwise_rows
 from ..labeling.estimators import entropy_regularized_value_from_counts
 from .collator import StepDataCollator
@@ -136,14 +136,14 @@ class ERPRMTrainer(RewardTrainer):
         set_seed(args.seed)  # before the model is made: a new head is drawn at random
         if isinstance(model, str):
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(
+                processing_class = load_tokenizer(
                     model,
                     revision=(args.model_init_kwargs or {}).get("revision"),
                     trust_remote_code=args.trust_remote_code,
                 )
             model = self._load_model(model, args, quantization_config)
         elif processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config))
+            processing_class = load_tokenizer(get_config_model_id(model.config))
         self._check_head(model, args)
         self.format.check_tokenizer(processing_class)
         self.label_token_ids = self.format.label_token_ids(processing_class) if args.head == "causal_lm" else None

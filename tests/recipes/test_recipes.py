@@ -1,0 +1,391 @@
+"""The recipes, in this process and on tiny settings: each run and run again; every config parses."""
+
+import importlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from tests.tiny import prm_trainer, save_base
+from trl_erprm import ProcessRewardModel
+from trl_erprm.arguments import StrictParser
+from trl_erprm.rollout.transformers_engine import TransformersEngine
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+CONFIGS = sorted(RECIPES.glob("configs/*/*.yaml"))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "stages")
+GSM8K_ROWS = [
+    {
+        "question": "Natalia sold clips to 48 of her friends in April, and then half as many in May. How many in all?",
+        "answer": "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all she sold 48+24 = <<48+24=72>>72.\n#### 72",
+    },
+    {"question": "Weng earns $12 an hour. She worked 50 minutes. How much?", "answer": "12/60*50 = 10.\n#### 10"},
+    {"question": "A robe takes 2 bolts of blue and half that of white. How many?", "answer": "2/2=1\n2+1=3\n#### 3"},
+]
+CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
+FAST = [*CPU, "--activation_checkpointing", "false"]
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    """The modules of the recipes, imported as `python recipes/x.py` finds them: from their own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(RECIPES))
+        yield {name: importlib.import_module(name) for name in ("stages", *NAMES)}
+        for name in ("stages", *NAMES):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> str:
+    """A causal language model of random weights that can read any text: a token for each byte."""
+    path = tmp_path_factory.mktemp("policy")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token="<pad>", eos_token="<eos>").save_pretrained(path)
+    config = Qwen2Config(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    return str(path)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def label_arguments(policy, data, output_dir, *more):
+    return [
+        "--model_name_or_path", policy, "--dataset_name", "json", "--dataset_path", data, "--output_dir",
+        str(output_dir), "--num_rollouts", "2", "--max_new_tokens", "8", "--eta", "0", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def no_sampling(monkeypatch):
+    def refuse():
+        def generate(*args, **kwargs):
+            raise AssertionError("sampled again")
+
+        monkeypatch.setattr(TransformersEngine, "generate", generate)
+
+    return refuse
+
+
+@pytest.fixture(scope="module")
+def labels(recipes, policy, tmp_path_factory):
+    """What `label.py` makes of three problems in GSM8K's layout."""
+    directory = tmp_path_factory.mktemp("label")
+    data = write_jsonl(directory / "problems.jsonl", GSM8K_ROWS)
+    recipes["label"].main(label_arguments(policy, data, directory / "labels"))
+    return directory / "labels"
+
+
+class TestLabel:
+    def test_worked_solutions_are_split_and_labelled(self, labels):
+        rows = read_jsonl(labels / "labels.jsonl")
+        assert [row["answer"] for row in rows] == ["72", "10", "3"]
+        assert rows[0]["completions"] == [
+            "In May she sold 48/2 = 24 clips.", "In all she sold 48+24 = 72.", "#### 72"
+        ]  # fmt: skip
+        for row in rows:
+            n = len(row["completions"])
+            assert len(row["labels"]) == len(row["num_correct"]) == len(row["num_rollouts"]) == n
+            assert row["num_rollouts"] == [2] * (n - 1) + [1]
+            assert row["num_correct"][-1] == 1 and row["outcome"] == 1.0  # the given solution is right
+            assert all(0 <= label <= 1 for label in row["labels"])
+
+    def test_a_second_run_samples_nothing(self, recipes, policy, labels, no_sampling, capsys):
+        before = (labels / "labels.jsonl").read_text()
+        no_sampling()
+        data = str(labels.parent / "problems.jsonl")
+        recipes["label"].main(label_arguments(policy, data, labels))
+        assert (labels / "labels.jsonl").read_text() == before
+        output = capsys.readouterr().out
+        assert "Labels at eta = 0" in output and "First row" in output
+        # another eta needs no rollout
+        recipes["label"].main(label_arguments(policy, data, labels, "--eta", "inf"))
+        assert all(set(row["labels"]) <= {0.0, 1.0} for row in read_jsonl(labels / "labels.jsonl"))
+
+    def test_another_run_is_refused(self, recipes, policy, labels):
+        data = str(labels.parent / "problems.jsonl")
+        with pytest.raises(ValueError, match="holds another run: `num_rollouts` is 2 there and 3 now"):
+            recipes["label"].main(label_arguments(policy, data, labels, "--num_rollouts", "3"))
+
+    def test_solutions_are_sampled_where_wanted(self, recipes, policy, labels, tmp_path):
+        data = str(labels.parent / "problems.jsonl")
+        more = ["--label_worked_solutions", "false", "--solutions_per_prompt", "2", "--generation_batch_size", "5"]
+        recipes["label"].main(label_arguments(policy, data, tmp_path / "out", *more))
+        rows = read_jsonl(tmp_path / "out" / "labels.jsonl")
+        assert 3 <= len(rows) <= 6
+        assert not any("sold 48/2" in step for row in rows for step in row["completions"])
+
+    def test_twenty_problems_of_gsm8k(self, recipes, policy, shared_data, tmp_path):
+        data = shared_data / "gsm8k" / "train.jsonl"
+        if not data.exists():
+            pytest.skip(f"no {data}")
+        recipes["label"].main(label_arguments(policy, str(data), tmp_path / "out", "--num_rows", "20"))
+        rows = read_jsonl(tmp_path / "out" / "labels.jsonl")
+        assert len(rows) == 20
+        for row in rows:
+            assert len(row["labels"]) == len(row["num_rollouts"]) == len(row["completions"]) > 1
+            assert all(0 <= label <= 1 for label in row["labels"])
+            assert row["outcome"] == 1.0 and row["completions"][-1] == f"#### {row['answer']}"
+            assert not any("<<" in step for step in row["completions"])
+
+
+class TestPRM:
+    def arguments(self, policy, labels, output_dir, *more):
+        return [
+            "--model_name_or_path", policy, "--dataset_path", str(labels / "labels.jsonl"), "--output_dir",
+            str(output_dir), "--eta", "2", "--max_steps", "2", "--learning_rate", "1e-3", "--max_length", "512",
+            *FAST, *more,
+        ]  # fmt: skip
+
+    def test_trained_saved_and_not_trained_again(self, recipes, policy, labels, tmp_path, monkeypatch, capsys):
+        arguments = self.arguments(policy, labels, tmp_path / "prm")
+        evaluation = ["--eval_dataset_path", str(labels / "labels.jsonl"), "--eval_split", "train"]
+        recipes["prm"].main([*arguments, *evaluation])
+        metrics = json.loads((tmp_path / "prm" / "metrics.json").read_text())
+        assert math.isfinite(metrics["train_loss"]) and 0 <= metrics["eval_step_accuracy"] <= 1
+        assert "Process reward model in" in capsys.readouterr().out
+        prm = ProcessRewardModel.from_pretrained(tmp_path / "prm")
+        assert prm.eta == 2.0
+        [scores] = prm.score([GSM8K_ROWS[2]["question"]], [["2/2=1", "2+1=3", "#### 3"]])
+        assert len(scores) == 3 and all(0 < score < 1 for score in scores)
+
+        monkeypatch.setattr(recipes["prm"], "ERPRMTrainer", None)
+        recipes["prm"].main([*arguments, *evaluation])
+        assert "holds this model already" in " ".join(capsys.readouterr().out.split())
+        with pytest.raises(ValueError, match="holds another run: `(arguments.)?eta` is 2.0 there and 3.0 now"):
+            recipes["prm"].main([*arguments, *evaluation, "--eta", "3"])
+
+    def test_an_interrupted_training_continues(self, recipes, policy, labels, tmp_path, monkeypatch):
+        arguments = self.arguments(policy, labels, tmp_path / "prm", "--save_strategy", "steps", "--save_steps", "1")
+        save_model = recipes["prm"].ERPRMTrainer.save_model
+        with monkeypatch.context() as patch:
+
+            def failing(self, output_dir=None, *args, **kwargs):
+                if output_dir is None:  # at the end: the checkpoint of step 2 is written
+                    raise KeyboardInterrupt
+                return save_model(self, output_dir, *args, **kwargs)
+
+            patch.setattr(recipes["prm"].ERPRMTrainer, "save_model", failing)
+            with pytest.raises(KeyboardInterrupt):
+                recipes["prm"].main(arguments)
+        assert not (tmp_path / "prm" / "metrics.json").exists()
+        steps = []
+        training_step = recipes["prm"].ERPRMTrainer.training_step
+        monkeypatch.setattr(
+            recipes["prm"].ERPRMTrainer, "training_step", lambda *a, **k: steps.append(1) or training_step(*a, **k)
+        )
+        recipes["prm"].main(arguments)
+        assert steps == [] and (tmp_path / "prm" / "metrics.json").exists()
+
+
+@pytest.fixture(scope="module")
+def prm_path(tmp_path_factory):
+    """A PRM of random weights for the embedded task."""
+    base = save_base(tmp_path_factory.mktemp("base"))
+    path = tmp_path_factory.mktemp("prm")
+    rows = [{"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [1.0, 1.0]}]
+    prm_trainer(base, path, rows).save_model()
+    return path
+
+
+class TestEvaluate:
+    def test_the_embedded_task(self, recipes, tiny_policy, prm_path, tmp_path, monkeypatch, capsys):
+        task, policy = tiny_policy
+        stages = recipes["stages"]
+        prepared = stages.PreparedTask(task, Path(policy), tmp_path, prm_path)
+        monkeypatch.setattr(stages, "prepare", lambda root, seed: prepared)
+        arguments = ["--output_dir", str(tmp_path / "evaluation"), "--num_rows", "12", "--num_samples", "4"]
+        metrics = recipes["evaluate"].main(arguments)
+        assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
+        assert (metrics["num_problems"], metrics["num_samples"]) == (12, 4)
+        assert metrics["sampled_low"] <= metrics["sampled"] <= metrics["sampled_high"] <= 1
+        assert max(metrics["sampled"], metrics["majority"], metrics["best_of_4_min"]) <= metrics["oracle"]
+        assert 0 <= metrics["step_pair_accuracy"] <= 1 and metrics["num_step_pairs"] > 0
+        rows = read_jsonl(tmp_path / "evaluation" / "candidates.jsonl")
+        assert len(rows) == 12 and all(len(row["candidates"]) == 4 for row in rows)
+        right = [verdict is True for row in rows for verdict in row["is_correct"]]
+        assert sum(right) / 48 == pytest.approx(metrics["sampled"])
+        for row in rows:
+            for text, scores in zip(row["candidates"], row["step_scores"], strict=True):
+                assert scores is None or len(scores) == len(text.splitlines())
+        assert "best_of_4_min" in capsys.readouterr().out
+        # the same command again gives the same numbers; another one is refused
+        assert recipes["evaluate"].main(arguments) == metrics
+        with pytest.raises(ValueError, match="holds another run: `settings.temperature` is 1.0 there and 0.5 now"):
+            recipes["evaluate"].main([*arguments, "--temperature", "0.5"])
+
+    def test_own_prompts(self, recipes, tiny_policy, prm_path, tmp_path):
+        task, policy = tiny_policy
+        prompts = write_jsonl(tmp_path / "prompts.jsonl", task.dataset("test", 5).to_list())
+        metrics = recipes["evaluate"].main(
+            ["--model_name_or_path", policy, "--prm_path", str(prm_path), "--dataset_path", prompts, "--output_dir",
+             str(tmp_path / "o"), "--num_samples", "3", "--max_completion_length", "20", "--answer_how", "arithmetic"]
+        )  # fmt: skip
+        assert metrics["num_problems"] == 5 and "best_of_3_mean" in metrics
+        assert "step_pair_accuracy" not in metrics  # nothing is known about the steps
+
+
+class TestRFT:
+    def test_the_embedded_task(self, recipes, tiny_policy, prm_path, tmp_path, monkeypatch, capsys):
+        """`rft.py` with its own config, from stages that were made before."""
+        task, policy = tiny_policy
+        stages = recipes["stages"]
+        asked = []
+
+        def prepare(root, seed):
+            asked.append((root, seed))
+            return stages.PreparedTask(task, Path(policy), tmp_path, prm_path)
+
+        monkeypatch.setattr(stages, "prepare", prepare)
+        arguments = ["--config", str(stages.CONFIGS / "rft.yaml"), "--output_dir", str(tmp_path / "run" / "rft")]
+        arguments += ["--num_rows", "32", "--num_eval_rows", "10", "--num_iterations", "1", "--use_cpu", "true"]
+        recipes["rft"].main([*arguments, "--disable_tqdm", "true"])
+        output = capsys.readouterr().out
+        assert asked == [(tmp_path / "run", 42)]
+        assert "Policy: " in output and "greedy" in output.lower() and "majority" in output.lower()
+        assert (tmp_path / "run" / "rft" / "iterations.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / "run" / "rft" / "model.safetensors").exists()
+        record = json.loads((tmp_path / "run" / "rft" / "iteration-1" / "metrics.json").read_text())
+        samples = read_jsonl(tmp_path / "run" / "rft" / "iteration-1" / "samples-0.jsonl")
+        assert len(samples) == 32 and record["num_selected"] + record["num_without_candidate"] == 32
+        rewards = read_jsonl(tmp_path / "run" / "rft" / "iteration-1" / "samples_rewards-0.jsonl")
+        for sample, scored in zip(samples, rewards, strict=True):  # malformed solutions do not compete
+            assert sample["index"] == scored["index"]
+            prompt = task.problems("train")[sample["index"]]
+            for text, reward in zip(sample["completions"], scored["rewards"], strict=True):
+                assert (reward is None) or task.is_well_formed(prompt, text.splitlines())
+
+    def test_without_arguments(self, recipes, tmp_path, monkeypatch):
+        """No arguments are the config of the embedded task; its outputs go under the current directory."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["rft.py"])
+
+        def prepare(root, seed):
+            raise InterruptedError(str(root))
+
+        monkeypatch.setattr(recipes["stages"], "prepare", prepare)
+        with pytest.raises(InterruptedError, match="^outputs/arithmetic$"):
+            recipes["rft"].main()
+
+    def test_own_prompts(self, recipes, tiny_policy, prm_path, tmp_path):
+        task, policy = tiny_policy
+        prompts = write_jsonl(tmp_path / "prompts.jsonl", task.dataset("train", 6).to_list())
+        recipes["rft"].main(
+            ["--model_name_or_path", policy, "--prm_path", str(prm_path), "--dataset_path", prompts, "--output_dir",
+             str(tmp_path / "rft"), "--num_iterations", "1", "--num_samples", "4", "--max_completion_length", "20",
+             "--answer_how", "arithmetic", *FAST]
+        )  # fmt: skip
+        assert (tmp_path / "rft" / "iteration-1" / "model" / "model.safetensors").exists()
+        assert not (tmp_path / "rft" / "iterations.png").exists()  # nothing was held out, so there is nothing to plot
+
+    def test_prm_path_is_needed(self, recipes, tiny_policy, tmp_path):
+        prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n", "answer": "2"}])
+        with pytest.raises(ValueError, match="`prm_path` is missing. Give the directory that `recipes/prm.py` wrote."):
+            arguments = ["--model_name_or_path", tiny_policy[1], "--dataset_path", prompts]
+            recipes["rft"].main([*arguments, "--output_dir", str(tmp_path / "rft"), *FAST])
+
+
+class Parsed(Exception):
+    """Carries what a recipe's parser gave, and ends the recipe there."""
+
+
+@pytest.fixture
+def parse(recipes, monkeypatch, tmp_path):
+    """What the parser of a recipe, with the dataclasses of that recipe, makes of arguments."""
+
+    class Probe(StrictParser):
+        def parse_args_and_config(self, args=None):
+            own = [("output_dir", str(tmp_path / "out")), ("use_cpu", "true")]
+            args = [*args, *(text for name, value in own if name in self._fields for text in (f"--{name}", value))]
+            raise Parsed(super().parse_args_and_config(args))
+
+    def parse(recipe, *arguments):
+        monkeypatch.setattr(recipes[recipe], "StrictParser", Probe)
+        with pytest.raises(Parsed) as caught:
+            recipes[recipe].main(list(arguments))
+        return {name: v for part in caught.value.args[0] for name, v in vars(part).items()}
+
+    return parse
+
+
+class TestConfigs:
+    def test_there_are_some(self):
+        assert {path.stem for path in CONFIGS} >= {"label", "prm", "rft"} <= set(NAMES)
+
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+    def test_each_parses_with_its_recipe(self, parse, path, recipes):
+        values = parse(re.split("[-_]", path.stem)[0], "--config", str(path))
+        for name, value in yaml.safe_load(path.read_text("utf-8")).items():
+            assert name in values, name
+            if isinstance(value, bool | int | float) and name != "output_dir":
+                assert values[name] == value, name
+
+    @pytest.mark.parametrize(
+        "recipe, key, nearest",
+        [("label", "num_rollout", "num_rollouts"), ("prm", "etaa", "eta"), ("rft", "num_iteration", "num_iterations")],
+    )
+    def test_an_unknown_key_names_the_nearest(self, recipes, tmp_path, recipe, key, nearest):
+        config = tmp_path / "run.yaml"
+        config.write_text(f"{key}: 3\noutput_dir: {tmp_path / 'out'}\n")
+        with pytest.raises(ValueError, match=rf"`{key}`.* Did you mean .*`{nearest}`"):
+            recipes[recipe].main(["--config", str(config)])
+        with pytest.raises(ValueError, match=rf"Unknown argument `{key}` on the command line. .*`{nearest}`"):
+            recipes[recipe].main([f"--{key}", "3", "--output_dir", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+
+
+class TestStages:
+    def test_prepare(self, recipes, tmp_path, monkeypatch):
+        """The stages call the recipes with their configs, and keep what is there."""
+        stages, calls = recipes["stages"], []
+        monkeypatch.setattr(stages, "train_policy", lambda task, path, seed: calls.append(("policy", path, seed)))
+        monkeypatch.setattr(stages.label, "main", lambda argv: calls.append(("label", argv)))
+        monkeypatch.setattr(stages.prm, "main", lambda argv: calls.append(("prm", argv)))
+        prepared = stages.prepare(tmp_path, seed=3)
+        assert [call[0] for call in calls] == ["policy", "label", "prm"]
+        assert calls[0][1:] == (tmp_path / "policy", 3)
+        assert (prepared.policy_dir, prepared.prm_dir) == (tmp_path / "policy", tmp_path / "prm")
+        prompts = Dataset.from_json(str(tmp_path / "prompts.jsonl"), cache_dir=str(tmp_path / "cache"))
+        assert prompts.column_names == ["prompt", "answer"] and len(prompts) == len(prepared.task.problems("train"))
+        assert (tmp_path / "base" / "config.json").exists()
+        written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json*") if "cache" not in p.parts}
+        stages.prepare(tmp_path, seed=3)
+        assert {p: p.stat().st_mtime_ns for p in written} == written
+
+    def test_the_arguments_of_the_stages_parse(self, recipes, parse, tmp_path, monkeypatch):
+        stages, calls = recipes["stages"], {}
+        monkeypatch.setattr(stages, "train_policy", lambda task, path, seed: None)
+        for name in ("label", "prm"):
+            with monkeypatch.context() as patch:
+                patch.setattr(stages.label, "main", lambda argv: calls.update(label=argv))
+                patch.setattr(stages.prm, "main", lambda argv: calls.update(prm=argv))
+                stages.prepare(tmp_path, seed=3)
+            values = parse(name, *calls[name])
+            assert values["seed"] == 3
+            assert values["model_name_or_path"] == str(tmp_path / ("policy" if name == "label" else "base"))

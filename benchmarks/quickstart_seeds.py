@@ -44,9 +44,13 @@ def main() -> None:
         root = args.output_dir / f"seed-{seed}"
         root.mkdir(parents=True, exist_ok=True)
         at_seed = ["--seed", str(seed)]
-        first = not (root / "rft" / "manifest.json").exists()
         rft = ["--config", str(CONFIGS / "rft.yaml"), *at_seed, "--output_dir", str(root / "rft")]
+        # Timed only where nothing was there before; the file keeps the figure for a run that continues.
+        is_new, clock = not (root / "policy").exists(), root / "seconds.json"
         seconds = run("rft.py", root / "rft.log", *rft)
+        if is_new:
+            clock.write_text(json.dumps(seconds))
+        seconds = json.loads(clock.read_text()) if clock.exists() else None
         history = [
             json.loads((root / "rft" / f"iteration-{i}" / "metrics.json").read_text())
             for i in range(len(list((root / "rft").glob("iteration-*"))))
@@ -60,7 +64,7 @@ def main() -> None:
             evaluate = ["--config", str(CONFIGS / "evaluate.yaml"), *at_seed, "--prm_path", str(root / prm)]
             run("evaluate.py", root / f"evaluation-{prm}.log", *evaluate, "--output_dir", str(output))
             heads[head] = json.loads((output / "metrics.json").read_text())
-        results.append({"seed": seed, "seconds": seconds if first else None, "history": history, "heads": heads})
+        results.append({"seed": seed, "seconds": seconds, "history": history, "heads": heads})
         (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
     console = Console()
@@ -72,7 +76,7 @@ def main() -> None:
             is_first = row["iteration"] == 0
             table.add_row(
                 str(result["seed"]) if is_first else "",
-                ("reused" if result["seconds"] is None else f"{result['seconds']:.0f}") if is_first else "",
+                ("unknown" if result["seconds"] is None else f"{result['seconds']:.0f}") if is_first else "",
                 str(row["iteration"]),
                 f"{100 * row['greedy']:.1f}",
                 f"{100 * row['sampled']:.1f} [{100 * row['sampled_low']:.1f}, {100 * row['sampled_high']:.1f}]",

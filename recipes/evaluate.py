@@ -46,10 +46,10 @@ class ScriptArguments:
 
 def main(argv: list[str] | None = None) -> dict:
     argv = sys.argv[1:] if argv is None else argv
-    if not any(word.startswith(("--config", "--prm_path")) for word in argv):
-        argv = ["--config", str(stages.CONFIGS / "evaluate.yaml"), *argv]
     parser = StrictParser((ScriptArguments, ModelArguments, DataArguments))
-    script_args, model_args, data_args = parser.parse_args_and_config(argv)
+    script_args, model_args, data_args = parser.parse_args_and_config(
+        argv or ["--config", str(stages.CONFIGS / "evaluate.yaml")]
+    )
 
     # Load
     state, task = process_state(), None
@@ -59,7 +59,11 @@ def main(argv: list[str] | None = None) -> dict:
         script_args.prm_path = script_args.prm_path or str(prepared.prm_dir)
         rows = task.dataset(data_args.dataset_split, data_args.num_rows)
     else:
+        if not script_args.prm_path:
+            raise ValueError(stages.missing("prm_path", "evaluate"))
         rows, _ = load_prompts(data_args, script_args.split_how)
+    if "answer" not in rows.column_names or None in rows["answer"]:
+        raise ValueError("Some rows have no answer to compare with. Give problems with a column `answer`.")
     policy, tokenizer = load_policy(model_args, device=state.device)
     engine = load_engine(
         "transformers", model=policy, tokenizer=tokenizer, batch_size=script_args.generation_batch_size

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers.trainer_utils import get_last_checkpoint
 
 from trl_erprm import ERPRMConfig, ERPRMTrainer
 from trl_erprm.arguments import (
     DataArguments,
     ModelArguments,
     StrictParser,
+    check_model_name,
     get_peft_config,
     get_quantization_config,
     load_data,
     result_arguments,
 )
 from trl_erprm.data import to_stepwise_rows
-from trl_erprm.manifest import content_hash, open_run, write_atomically
+from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,19 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     finished = output_dir / "metrics.json"
 
     # Load
+    model_name = check_model_name(model_args)
     rows, eval_rows = load_data(data_args)
-    rows = to_stepwise_rows(rows)
-    identity = {
-        "model": model_args.model_name_or_path,
-        "rows": content_hash([rows[name][:] for name in sorted(rows.column_names)]),
-        "arguments": result_arguments(training_args),
-        "peft": model_args.use_peft and {k: v for k, v in vars(model_args).items() if k.startswith("lora")},
-    }
-    if training_args.process_index == 0:
-        open_run(output_dir, identity, kind="prm")
-    if finished.exists():
-        Console().print(f"{output_dir} holds this model already; delete the directory to train it again.")
-        return
+    rows, eval_rows = to_stepwise_rows(rows), None if eval_rows is None else to_stepwise_rows(eval_rows)
 
     # Build
     training_args.model_init_kwargs = {
@@ -57,17 +47,36 @@ def main(argv: list[str] | None = None) -> None:
         "dtype": model_args.dtype or "float32",
     }
     trainer = ERPRMTrainer(
-        model=model_args.model_name_or_path,
+        model=model_name,
         args=training_args,
         train_dataset=rows,
-        eval_dataset=None if eval_rows is None else to_stepwise_rows(eval_rows),
+        eval_dataset=eval_rows,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
 
+    # Claim the directory, for this model and these rows
+    identity = {
+        "model": weights_fingerprint(trainer.model),
+        "rows": content_hash([rows[name][:] for name in sorted(rows.column_names)]),
+        "eval_rows": None
+        if eval_rows is None
+        else content_hash([eval_rows[n][:] for n in sorted(eval_rows.column_names)]),
+        "arguments": {**vars(model_args), **result_arguments(training_args)},
+    }
+    if trainer.is_world_process_zero():
+        open_run(output_dir, identity, kind="prm")
+    trainer.accelerator.wait_for_everyone()
+    if finished.exists():
+        Console().print(f"{output_dir} holds this model already; delete the directory to train it again.")
+        return
+
     # Train
-    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    # The last checkpoint that was written whole: its state is written last.
+    states = output_dir.glob("checkpoint-*/trainer_state.json")
+    complete = max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
+    checkpoint = training_args.resume_from_checkpoint or complete
+    result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     metrics = dict(result.metrics)
     if eval_rows is not None:
         metrics.update(trainer.evaluate())

@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> None:
         held_out = task.task.dataset(data_args.eval_split or "test", data_args.num_eval_rows)
         is_well_formed = task.task.is_well_formed
     else:
+        if not script_args.prm_path:
+            raise ValueError(stages.missing("prm_path", "rft"))
         prompts, held_out = load_prompts(data_args, script_args.split_how)
-    if not script_args.prm_path:
-        raise ValueError("`prm_path` is missing. Give the directory that `recipes/prm.py` wrote.")
     policy, tokenizer = load_policy(model_args)
 
     # Build

@@ -30,6 +30,14 @@ class PreparedTask:
     prm_dir: Path
 
 
+def missing(argument: str, recipe: str) -> str:
+    """What to say where a recipe runs neither on the user's models nor on the embedded task."""
+    return (
+        f"`{argument}` is missing: the directory that `recipes/prm.py` wrote. For the embedded task give no "
+        f"arguments, or add them to its config: `--config {CONFIGS / recipe}.yaml --seed 1`."
+    )
+
+
 def prepare(root: Path, seed: int) -> PreparedTask:
     """Makes what is missing under `root`; every stage skips, or continues, what is there."""
     console = Console()

@@ -30,6 +30,7 @@ __all__ = [
     "DataArguments",
     "ModelArguments",
     "StrictParser",
+    "check_model_name",
     "get_peft_config",
     "get_quantization_config",
     "load_data",
@@ -93,6 +94,9 @@ class DataArguments:
             dataset above. If neither is given, there are no held-out rows.
         num_eval_rows (`int`, *optional*):
             Read at most this many held-out rows, the first ones; all of them if `None`.
+        prompt_suffix (`str`, *optional*, defaults to a newline):
+            Put behind a prompt that is text and does not end with it, so that the solution starts on a line of its
+            own. Chat prompts have no use for it.
         chat (`bool`, *optional*, defaults to `False`):
             Turn prompts that are text into chat messages, for models with a chat template.
         system_prompt (`str`, *optional*):
@@ -114,6 +118,7 @@ class DataArguments:
     eval_dataset_path: str | None = field(default=None, metadata={"help": "File or directory with held-out rows."})
     eval_split: str | None = field(default=None, metadata={"help": "Split with held-out rows."})
     num_eval_rows: int | None = field(default=None, metadata={"help": "Read at most this many held-out rows."})
+    prompt_suffix: str = field(default="\n", metadata={"help": "Put behind each text prompt that lacks it."})
     chat: bool = field(default=False, metadata={"help": "Turn text prompts into chat messages (instruct models)."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message of each chat prompt."})
 
@@ -219,10 +224,14 @@ def load_prompts(data_args: DataArguments, split_how: str = "newline") -> tuple[
 
     def prepared(rows: Dataset) -> Dataset:
         rows = to_prompt_rows(rows, split_how=split_how)
-        if not data_args.chat or not isinstance(rows[0]["prompt"], str):
+        if not isinstance(rows[0]["prompt"], str):
             return rows
-        system = [{"role": "system", "content": data_args.system_prompt}] if data_args.system_prompt else []
-        prompts = [[*system, {"role": "user", "content": prompt}] for prompt in rows["prompt"]]
+        if data_args.chat:
+            system = [{"role": "system", "content": data_args.system_prompt}] if data_args.system_prompt else []
+            prompts = [[*system, {"role": "user", "content": prompt}] for prompt in rows["prompt"]]
+        else:
+            suffix = data_args.prompt_suffix
+            prompts = [prompt if prompt.endswith(suffix) else prompt + suffix for prompt in rows["prompt"]]
         return rows.remove_columns("prompt").add_column("prompt", prompts)
 
     rows, eval_rows = load_data(data_args)
@@ -260,11 +269,7 @@ def load_policy(
         FileNotFoundError: if a local path does not exist.
         ValueError: if no model is named, a directory holds no model or another kind of model, or weights are missing.
     """
-    name = model_args.model_name_or_path
-    if not name:
-        raise ValueError(
-            f"`model_name_or_path` must name a model, got {name!r}. Pass a local directory or a model on the Hub."
-        )
+    name = check_model_name(model_args)
     is_local, is_adapter = _check_model_path(name)
     if is_local:
         name = str(Path(name).expanduser())
@@ -291,6 +296,25 @@ def load_policy(
     if device is not None and quantization_config is None:
         model.to(device)
     return model.eval(), tokenizer
+
+
+def check_model_name(model_args: ModelConfig) -> str:
+    """`model_name_or_path`, if it names something that exists or may be a model on the Hub; else raises."""
+    name = model_args.model_name_or_path
+    if not name:
+        raise ValueError(
+            f"`model_name_or_path` must name a model, got {name!r}. Pass a local directory or a model on the Hub."
+        )
+    path = Path(name).expanduser()
+    if not path.exists():
+        # "org/model" is a name on the Hub; "outputs/policy" beside an existing folder outputs/ is a path
+        is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+        if is_path or Path(path.parts[0]).is_dir():
+            raise FileNotFoundError(
+                f"`model_name_or_path` must be an existing directory or a model on the Hub, got {name!r}, which does "
+                f"not exist. Check the path, which is relative to {Path.cwd()}."
+            )
+    return name
 
 
 def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> "PreTrainedTokenizerBase":
@@ -340,13 +364,6 @@ def _check_model_path(name: str) -> tuple[bool, bool]:
     """
     path = Path(name).expanduser()
     if not path.exists():
-        # "org/model" is a name on the Hub; "outputs/policy" beside an existing folder outputs/ is a path
-        is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-        if is_path or Path(path.parts[0]).is_dir():
-            raise FileNotFoundError(
-                f"`model_name_or_path` must be an existing directory or a model on the Hub, got {name!r}, which does "
-                f"not exist. Check the path, which is relative to {Path.cwd()}."
-            )
         return False, False
     expected = "config.json, weights (*.safetensors) and a tokenizer, as `save_pretrained` writes them"
     if not path.is_dir():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 
 from ..manifest import weights_fingerprint
-from ..prm.aggregation import aggregate
+from ..prm.aggregation import aggregate, check_aggregation
 from ..prm.formats import Prompt
 from ..prm.scorer import ProcessRewardModel
-from ..steps import step_texts
-from ..verify import extract_answer
+from ..steps import check_split_mode, step_texts
+from ..verify import check_answer_convention, extract_answer
 
 
 class ProcessReward:
@@ -20,13 +21,13 @@ class ProcessReward:
     It follows TRL's reward-function protocol, so `GRPOTrainer(reward_funcs=[ProcessReward(prm)])` works as it stands,
     and [`RFTTrainer`] takes it likewise.
 
-    A completion gets `None`, never a high score, if it has no step, if no answer can be read from it, or if
-    `is_well_formed` says no. Under `min` aggregation a solution with fewer steps has fewer chances to score low, so
-    malformed solutions win if they compete: selecting by such scores made a policy worse with each iteration in our
-    runs.
+    A completion gets `None`, never a high score, if it has no step, if no answer can be read from it, if it is longer
+    than the process reward model reads, or if `is_well_formed` says no. Under `min` aggregation a solution with fewer
+    steps has fewer chances to score low, so malformed solutions win if they compete: selecting by such scores made a
+    policy worse with each iteration in our runs.
 
     Args:
-        prm ([`ProcessRewardModel`] or `str`):
+        prm ([`ProcessRewardModel`], `str` or `os.PathLike`):
             The process reward model, or the directory it is loaded from.
         aggregation (`str`, *optional*, defaults to `"min"`):
             How step scores become one number ([`aggregate`]); the default is the paper's.
@@ -46,7 +47,7 @@ class ProcessReward:
 
     def __init__(
         self,
-        prm: ProcessRewardModel | str,
+        prm: ProcessRewardModel | str | os.PathLike,
         aggregation: str = "min",
         split_how: str = "newline",
         answer_how: str = "auto",
@@ -54,8 +55,11 @@ class ProcessReward:
         is_well_formed: Callable[[Prompt, list[str]], bool] | None = None,
         batch_size: int = 32,
     ):
-        aggregate([0.5], aggregation)  # an unknown aggregation is an error now, not after an hour of sampling
-        self.prm = ProcessRewardModel.from_pretrained(prm) if isinstance(prm, str) else prm
+        # A misspelt option is an error now, not after an hour of sampling.
+        check_aggregation(aggregation)
+        check_split_mode(split_how)
+        check_answer_convention(answer_how)
+        self.prm = ProcessRewardModel.from_pretrained(prm) if isinstance(prm, str | os.PathLike) else prm
         self.aggregation = aggregation
         self.split_how = split_how
         self.answer_how = answer_how
@@ -103,7 +107,12 @@ class ProcessReward:
         steps = [self._steps(prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
         judged = [i for i, s in enumerate(steps) if s is not None]
         scores: list[list[float] | None] = [None] * len(steps)
-        scored = self.prm.score([prompts[i] for i in judged], [steps[i] for i in judged], batch_size=self.batch_size)
+        scored = self.prm.score(
+            [prompts[i] for i in judged],
+            [steps[i] for i in judged],
+            batch_size=self.batch_size,
+            none_if_too_long=True,
+        )
         for i, step_scores in zip(judged, scored, strict=True):
             scores[i] = step_scores
         return scores

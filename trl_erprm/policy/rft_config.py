@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
+
+from ..rollout.engine import SamplingOptions
+from ..verify import check_answer_convention
 
 
 @dataclass
@@ -47,6 +51,7 @@ class RFTConfig(SFTConfig):
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `num_train_epochs`: Defaults to `2` instead of `3`: the paper fine-tunes for 2 epochs an iteration.
+    > - `bf16`: Defaults to `True` only where a device supports it, so that a CPU needs no further argument.
     > - `save_strategy`: Defaults to `"no"`: the policy is saved at the end of each iteration.
     """
 
@@ -67,6 +72,8 @@ class RFTConfig(SFTConfig):
     answer_how: str = field(default="auto", metadata={"help": "How answers are read: see `verify_answer`."})
 
     def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = is_torch_bf16_gpu_available()
         super().__post_init__()
         for name, least in (
             ("num_iterations", 1),
@@ -82,6 +89,8 @@ class RFTConfig(SFTConfig):
                 f"`prompts_per_iteration` must be at least 1, or None for all prompts, got "
                 f"{self.prompts_per_iteration}."
             )
+        check_answer_convention(self.answer_how)
+        SamplingOptions(self.max_completion_length, self.temperature, self.top_p, self.top_k)  # checks the ranges
         if self.temperature <= 0:
             raise ValueError(
                 f"`temperature` must be above 0 (greedy completions would all be equal), got {self.temperature}."

@@ -55,6 +55,11 @@ RewardFunction = Callable[..., list[float | None]]
 """TRL's reward-function protocol: `(prompts, completions, **columns) -> list[float | None]`."""
 
 
+# What TRL's protocol hands to reward functions itself; a column of such a name (the steps of a worked solution, say)
+# is not handed on.
+_RESERVED_COLUMNS = {"prompt", "prompts", "completion", "completions", "completion_ids"}
+
+
 class RFTTrainer(SFTTrainer):
     """
     Trainer for rejection-sampling fine-tuning with any reward function, a process reward model in particular.
@@ -84,7 +89,7 @@ class RFTTrainer(SFTTrainer):
             Configuration.
         train_dataset ([`~datasets.Dataset`]):
             Prompts to sample from: the column `prompt` (text or messages); further columns are handed to the reward
-            functions.
+            functions, except for `completion` and `completions`, names that the protocol has for what was sampled.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Held-out prompts with their `answer`, evaluated before the first and after every iteration. None of its
             prompts may be in `train_dataset`.
@@ -291,7 +296,7 @@ class RFTTrainer(SFTTrainer):
         """The rewards of the completions in `records`, a record a prompt."""
         flat = [(row, text) for row, record in zip(rows, records, strict=True) for text in record["completions"]]
         rewards = np.zeros(len(flat))
-        columns = {name: [row[name] for row, _ in flat] for name in rows[0] if name != "prompt"}
+        columns = {name: [row[name] for row, _ in flat] for name in rows[0] if name not in _RESERVED_COLUMNS}
         for reward_func in self.reward_funcs:
             values = reward_func(
                 prompts=[row["prompt"] for row, _ in flat],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
 from .formats import HEADS, PRMFormat, load_format
@@ -49,6 +50,7 @@ class ERPRMConfig(RewardConfig):
     > These parameters have default values different from [`~trl.RewardConfig`]:
     > - `learning_rate`: Defaults to `1e-6` instead of `1e-4`: the paper's range at 7 to 8B is 5e-7 to 1e-6.
     > - `num_train_epochs`: Defaults to `1` instead of `3`: the paper trains for one epoch.
+    > - `bf16`: Defaults to `True` only where a device supports it, so that a CPU needs no further argument.
     """
 
     learning_rate: float = field(default=1e-6, metadata={"help": "The initial learning rate for AdamW."})
@@ -82,6 +84,8 @@ class ERPRMConfig(RewardConfig):
     )
 
     def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = is_torch_bf16_gpu_available()
         super().__post_init__()
         if self.head not in HEADS:
             raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ from .heads import new_head_is_expected, step_log_odds
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessRewardModel:
@@ -143,7 +147,8 @@ class ProcessRewardModel:
         steps: Sequence[Sequence[str]],
         batch_size: int = 32,
         show_progress: bool = False,
-    ) -> list[list[float]]:
+        none_if_too_long: bool = False,
+    ) -> list[list[float] | None]:
         """
         Scores every step of every solution.
 
@@ -156,6 +161,9 @@ class ProcessRewardModel:
                 Solutions a forward pass. Batches are formed by length, so that little is spent on padding.
             show_progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
+            none_if_too_long (`bool`, *optional*, defaults to `False`):
+                Whether a solution that does not fit into `max_length` gets `None` (and a warning counts them) instead
+                of being an error.
 
         Returns:
             `list[list[float]]`: scores in [0, 1], as many a solution as it has steps, in the order given. They do not
@@ -168,6 +176,7 @@ class ProcessRewardModel:
         if len(prompts) != len(steps):
             raise ValueError(f"Got {len(prompts)} prompts, but {len(steps)} solutions. Give one prompt a solution.")
         encoded: dict[int, dict] = {}
+        too_long: list[int] = []
         for i, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
             if not len(solution):
                 continue
@@ -176,6 +185,9 @@ class ProcessRewardModel:
             except ValueError as error:
                 raise ValueError(f"Solution {i}: {error}") from error
             if self.max_length is not None and len(one.input_ids) > self.max_length:
+                if none_if_too_long:
+                    too_long.append(i)
+                    continue
                 raise ValueError(
                     f"Solution {i} has {len(one.input_ids)} tokens in {len(solution)} steps, but the model reads at "
                     f"most {self.max_length}. Shorten it, or score its first steps only."
@@ -184,7 +196,14 @@ class ProcessRewardModel:
             encoded[i]["step_labels"] = [0.0] * len(one.step_ends)  # marks the step ends for the collator
 
         order = sorted(encoded, key=lambda i: -len(encoded[i]["input_ids"]))  # longest first: memory peaks at once
-        scores: list[list[float]] = [[] for _ in prompts]
+        scores: list[list[float] | None] = [[] for _ in prompts]
+        for i in too_long:
+            scores[i] = None
+        if too_long:
+            logger.warning(
+                f"{len(too_long)} of {len(prompts)} solutions are longer than the {self.max_length} tokens that the "
+                "model reads, and get no score."
+            )
         batches = range(0, len(order), batch_size)
         if show_progress:
             from tqdm.auto import tqdm

@@ -15,6 +15,7 @@ Departures from the paper and its reference code:
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -148,11 +149,13 @@ class ERPRMTrainer(RewardTrainer):
         self.format.check_tokenizer(processing_class)
         self.label_token_ids = self.format.label_token_ids(processing_class) if args.head == "causal_lm" else None
 
-        if peft_config is not None and args.head == "token_classification":
-            # The new head has nothing to adapt from: it is trained in full and saved with the adapter.
-            modules_to_save = list(peft_config.modules_to_save or [])
-            if "score" not in modules_to_save:
-                peft_config.modules_to_save = [*modules_to_save, "score"]
+        if peft_config is not None:
+            peft_config = copy.deepcopy(peft_config)
+            # PEFT's kinds of model differ in the methods they expect: a token classifier has none for generation.
+            peft_config.task_type = "TOKEN_CLS" if args.head == "token_classification" else "CAUSAL_LM"
+            if args.head == "token_classification" and "score" not in (peft_config.modules_to_save or []):
+                # The new head has nothing to adapt from: it is trained in full and saved with the adapter.
+                peft_config.modules_to_save = [*(peft_config.modules_to_save or []), "score"]
 
         if kwargs.get("data_collator") is None:
             pad_token = processing_class.pad_token or processing_class.eos_token
@@ -235,7 +238,16 @@ class ERPRMTrainer(RewardTrainer):
 
         def label(row: dict, index: int) -> dict:
             if from_counts:
-                values = entropy_regularized_value_from_counts(row["num_correct"], row["num_rollouts"], args.eta)
+                counts = row["num_correct"], row["num_rollouts"]
+                if not len(row["completions"]) == len(counts[0]) == len(counts[1]):
+                    raise ValueError(
+                        f"Row {index} of the {dataset_name} dataset has {len(row['completions'])} steps, but "
+                        f"{len(counts[0])} `num_correct` and {len(counts[1])} `num_rollouts`. Give one of each a step."
+                    )
+                try:
+                    values = entropy_regularized_value_from_counts(*counts, args.eta)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"Row {index} of the {dataset_name} dataset: {error}") from error
                 row["labels"] = [float(value) for value in values]
             return row
 
@@ -353,11 +365,15 @@ class ERPRMTrainer(RewardTrainer):
         loss, *sums, num_steps = self._metric_sums[mode].tolist()
         if num_steps:
             # Sums over steps divided once, so that a metric does not depend on how steps fall into batches.
-            for name, value in zip(("step_accuracy", "brier_score", "mean_score", "mean_label"), sums, strict=True):
-                self._metrics[mode][name] = [value / num_steps]
+            prefix = ""
             if mode == "eval":
-                # Trainer averages the means of the batches over rows; the key holds the name of the evaluation set.
-                logs.update({key: loss / num_steps for key in logs if re.fullmatch(r"eval_(.+_)?loss", key)})
+                # The key of the loss holds the name of the evaluation set, of several ("eval_easy_loss"). Its value is
+                # replaced: Trainer averages the means of the batches.
+                [loss_key] = [key for key in logs if re.fullmatch(r"eval_(.+_)?loss", key)] or ["eval_loss"]
+                logs[loss_key] = loss / num_steps
+                prefix = loss_key.removeprefix("eval_").removesuffix("loss")
+            for name, value in zip(("step_accuracy", "brier_score", "mean_score", "mean_label"), sums, strict=True):
+                self._metrics[mode][prefix + name] = [value / num_steps]
         self._metric_sums[mode] = torch.zeros(6)
         super().log(logs, start_time)
 
@@ -369,7 +385,6 @@ class ERPRMTrainer(RewardTrainer):
             output_dir or self.args.output_dir,
             eta=self.args.eta,
             num_labels=self.args.num_labels,
-            max_length=self.args.max_length,
         )
 
 

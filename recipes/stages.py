@@ -34,7 +34,7 @@ def missing(argument: str, recipe: str) -> str:
     """What to say where a recipe runs neither on the user's models nor on the embedded task."""
     return (
         f"`{argument}` is missing: the directory that `recipes/prm.py` wrote. For the embedded task give no "
-        f"arguments, or add them to its config: `--config {CONFIGS / recipe}.yaml --seed 1`."
+        f"arguments, or add them to its config: `--config recipes/configs/arithmetic/{recipe}.yaml --seed 1`."
     )
 
 

@@ -625,7 +625,10 @@ def test_load_prompts_as_text_and_as_chat(tmp_path):
     path.write_text('{"question": "1+1?", "answer": "1+1 = 2\\n#### 2"}\n')
     rows, held_out = load_prompts(DataArguments(dataset_path=str(path)))
     assert held_out is None
-    assert (rows["prompt"][0], rows["answer"][0], rows["completions"][0]) == ("1+1?", "2", ["1+1 = 2", "#### 2"])
+    assert (rows["prompt"][0], rows["answer"][0], rows["completions"][0]) == ("1+1?\n", "2", ["1+1 = 2", "#### 2"])
+
+    rows, _ = load_prompts(DataArguments(dataset_path=str(path), prompt_suffix="?"))
+    assert rows["prompt"][0] == "1+1?"  # it ends so already
 
     rows, held_out = load_prompts(
         DataArguments(dataset_path=str(path), eval_dataset_path=str(path), chat=True, system_prompt="Be brief.")

@@ -1,12 +1,14 @@
+import copy
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from trl_erprm import manifest
-from trl_erprm.manifest import JsonlStore, content_hash, open_run, write_atomically
+from trl_erprm.manifest import JsonlStore, content_hash, open_run, weights_fingerprint, write_atomically
 
 CONFIG = {"num_rollouts": 16, "sampling": {"temperature": 1.0, "stop": ["\n\n"]}}
 
@@ -242,3 +244,15 @@ class TestJsonlStore:
             assert numbers == list(range(len(numbers)))
             assert len(numbers) >= read
             read = len(numbers)
+
+
+def test_weights_fingerprint_sees_a_change_in_a_large_matrix_alone():
+    """As merging an adapter does: norms and biases stay, every projection moves."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(1500, 1500), torch.nn.LayerNorm(1500))
+    same = copy.deepcopy(model)
+    assert weights_fingerprint(model) == weights_fingerprint(same)
+    with torch.no_grad():
+        same[0].weight += 1e-3 * torch.randn(1500, 1500)
+    assert weights_fingerprint(model) != weights_fingerprint(same)
+    assert weights_fingerprint(model) != weights_fingerprint(torch.nn.Sequential(model[1], model[0]))

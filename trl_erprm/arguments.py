@@ -232,7 +232,7 @@ def load_prompts(data_args: DataArguments, split_how: str = "newline") -> tuple[
         else:
             suffix = data_args.prompt_suffix
             prompts = [prompt if prompt.endswith(suffix) else prompt + suffix for prompt in rows["prompt"]]
-        return rows.remove_columns("prompt").add_column("prompt", prompts)
+        return rows.add_column("_prompt", prompts).remove_columns("prompt").rename_column("_prompt", "prompt")
 
     rows, eval_rows = load_data(data_args)
     return prepared(rows), None if eval_rows is None else prepared(eval_rows)

@@ -15,9 +15,19 @@ class ScriptedPRM:
         self.table = table
         self.calls = []
 
-    def score(self, prompts, steps, batch_size):
+    def score(self, prompts, steps, batch_size, none_if_too_long):
+        assert none_if_too_long  # one long completion must not end a run
         self.calls.append((list(prompts), [list(s) for s in steps], batch_size))
         return [[self.table[step] for step in solution] for solution in steps]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"split_how": "lines"}, "newline"), ({"answer_how": "gsm"}, "gsm8k"), ({"aggregation": "mim"}, "min")],
+)
+def test_misspelt_options_are_errors_at_once(option, message):
+    with pytest.raises(ValueError, match=message):
+        ProcessReward(ScriptedPRM({}), **option)
 
 
 TABLE = {"a": 0.9, "b": 0.4, "c": 0.8, "#1": 0.7, "#2": 0.2}

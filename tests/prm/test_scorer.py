@@ -114,6 +114,12 @@ class TestErrors:
         with pytest.raises(ValueError, match="Got 1 prompts, but 2 solutions. Give one prompt a solution."):
             prm.score(["1+1\n"], [["1+1=2"], ["1+1=2"]])
 
+    def test_too_long_gets_none_if_asked(self, prm, caplog):
+        long, short = ["1+1=2"] * 200, ["1+1=2"]
+        first, second, third = prm.score(["1+1\n"] * 3, [short, long, short], none_if_too_long=True)
+        assert second is None and first == third == prm.score(["1+1\n"], [short])[0]
+        assert "1 of 3 solutions are longer than" in caplog.text
+
     def test_too_long(self, prm):
         steps = ["1+1=2"] * 5  # 2 + 1 + 5 * 4 tokens
         with pytest.raises(ValueError, match="Solution 1 has 23 tokens in 5 steps, but the model reads at most 20."):

@@ -314,6 +314,8 @@ class TestMetrics:
         metrics = trainer.evaluate()
         expected = step_losses(torch.tensor([z, z]), torch.tensor([0.1, 0.8])).tolist()
         assert [metrics["eval_low_loss"], metrics["eval_high_loss"]] == pytest.approx(expected, rel=1e-4)
+        means = [logged(trainer, f"eval_{name}_mean_label")[-1] for name in ("low", "high")]
+        assert means == pytest.approx([0.1, 0.8])
 
     def test_num_tokens(self, base, tmp_path):
         trainer = prm_trainer(base, tmp_path, ROWS, max_steps=2)
@@ -388,6 +390,30 @@ class TestCheckpoints:
         scores = prm.score([row["prompt"] for row in ROWS], [row["completions"] for row in ROWS])
         expected = [sigmoid(log_odds_by_hand(trainer.model, row, head)).tolist() for row in ROWS]
         assert scores == [pytest.approx(of_row, abs=1e-5) for of_row in expected]
+
+    @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "TOKEN_CLS", None])
+    def test_the_kind_of_adapter_follows_the_head(self, base, tmp_path, head, task_type):
+        """TRL's command line says CAUSAL_LM whatever the model; the caller's object stays as it is."""
+        peft_config = LoraConfig(r=2, target_modules=["q_proj"], task_type=task_type)
+        trainer = prm_trainer(base, tmp_path, ROWS, peft_config=peft_config, **head)
+        expected = "CAUSAL_LM" if head is CAUSAL else "TOKEN_CLS"
+        assert trainer.model.peft_config["default"].task_type == expected
+        assert peft_config.task_type == task_type and peft_config.modules_to_save is None
+
+
+class TestCounts:
+    def test_counts_and_steps_of_different_lengths(self, base, tmp_path):
+        rows = [
+            {"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "num_correct": [1, 1], "num_rollouts": [2, 1]},
+            {"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "num_correct": [1], "num_rollouts": [2, 1]},
+        ]
+        with pytest.raises(ValueError, match="Row 1 of the train dataset has 2 steps, but 1 `num_correct` and 2"):
+            prm_trainer(base, tmp_path, rows, eta=2.0)
+
+    def test_impossible_counts_name_the_row(self, base, tmp_path):
+        rows = [{"prompt": "1+1\n", "completions": ["#2"], "num_correct": [9], "num_rollouts": [2]}]
+        with pytest.raises(ValueError, match="Row 0 of the train dataset: `num_correct` must not exceed"):
+            prm_trainer(base, tmp_path, rows, eta=2.0)
 
 
 class TestModel:

@@ -4,14 +4,16 @@ import importlib
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 from tokenizers import pre_tokenizers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from tests.tiny import prm_trainer, save_base
 from trl_erprm import ProcessRewardModel
@@ -175,11 +177,42 @@ class TestPRM:
         [scores] = prm.score([GSM8K_ROWS[2]["question"]], [["2/2=1", "2+1=3", "#### 3"]])
         assert len(scores) == 3 and all(0 < score < 1 for score in scores)
 
-        monkeypatch.setattr(recipes["prm"], "ERPRMTrainer", None)
+        monkeypatch.setattr(recipes["prm"].ERPRMTrainer, "train", None)
         recipes["prm"].main([*arguments, *evaluation])
         assert "holds this model already" in " ".join(capsys.readouterr().out.split())
         with pytest.raises(ValueError, match="holds another run: `(arguments.)?eta` is 2.0 there and 3.0 now"):
             recipes["prm"].main([*arguments, *evaluation, "--eta", "3"])
+        with pytest.raises(ValueError, match="holds another run: `eval_rows` is '.*' there and None now"):
+            recipes["prm"].main(arguments)
+
+    def test_another_base_model_at_the_same_path_is_noticed(self, recipes, policy, labels, tmp_path):
+        base = tmp_path / "base"
+        shutil.copytree(policy, base)
+        arguments = self.arguments(str(base), labels, tmp_path / "prm", "--head", "causal_lm", "--step_tag", "\n")
+        recipes["prm"].main(arguments)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(1.5)
+        model.save_pretrained(base)
+        with pytest.raises(ValueError, match="holds another run: `model` is"):
+            recipes["prm"].main(arguments)
+
+    @pytest.mark.parametrize("head", ["token_classification", "causal_lm"])
+    def test_lora_from_the_command_line(self, recipes, policy, labels, tmp_path, head):
+        lora = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--head", head, "--step_tag", "\n"]
+        recipes["prm"].main(self.arguments(policy, labels, tmp_path / "prm", *lora))
+        assert (tmp_path / "prm" / "adapter_config.json").exists()
+        prm = ProcessRewardModel.from_pretrained(tmp_path / "prm")
+        [scores] = prm.score(["1+1?\n"], [["1+1=2", "#### 2"]])
+        assert len(scores) == 2 and all(0 < score < 1 for score in scores)
+
+    def test_a_model_is_needed(self, recipes, labels, tmp_path):
+        arguments = ["--dataset_path", str(labels / "labels.jsonl"), "--output_dir", str(tmp_path / "prm"), *FAST]
+        with pytest.raises(ValueError, match="`model_name_or_path` must name a model, got None"):
+            recipes["prm"].main(arguments)
+        with pytest.raises(FileNotFoundError, match="must be an existing directory or a model on the Hub, got '/no/"):
+            recipes["prm"].main([*arguments, "--model_name_or_path", "/no/such/model"])
+        assert not (tmp_path / "prm").exists()  # a start that failed claims no directory
 
     def test_an_interrupted_training_continues(self, recipes, policy, labels, tmp_path, monkeypatch):
         arguments = self.arguments(policy, labels, tmp_path / "prm", "--save_strategy", "steps", "--save_steps", "1")
@@ -220,7 +253,8 @@ class TestEvaluate:
         stages = recipes["stages"]
         prepared = stages.PreparedTask(task, Path(policy), tmp_path, prm_path)
         monkeypatch.setattr(stages, "prepare", lambda root, seed: prepared)
-        arguments = ["--output_dir", str(tmp_path / "evaluation"), "--num_rows", "12", "--num_samples", "4"]
+        arguments = ["--config", str(stages.CONFIGS / "evaluate.yaml"), "--num_rows", "12", "--num_samples", "4"]
+        arguments += ["--output_dir", str(tmp_path / "evaluation")]
         metrics = recipes["evaluate"].main(arguments)
         assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
         assert (metrics["num_problems"], metrics["num_samples"]) == (12, 4)
@@ -239,6 +273,17 @@ class TestEvaluate:
         assert recipes["evaluate"].main(arguments) == metrics
         with pytest.raises(ValueError, match="holds another run: `settings.temperature` is 1.0 there and 0.5 now"):
             recipes["evaluate"].main([*arguments, "--temperature", "0.5"])
+        with pytest.raises(ValueError, match="holds another run: `rows` is"):
+            recipes["evaluate"].main([*arguments, "--dataset_split", "train"])
+
+    def test_what_is_missing_is_named(self, recipes, tiny_policy, prm_path, tmp_path):
+        arguments = ["--model_name_or_path", tiny_policy[1], "--output_dir", str(tmp_path / "o")]
+        prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n"}])
+        with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
+            recipes["evaluate"].main([*arguments, "--dataset_path", prompts])
+        with pytest.raises(ValueError, match="Some rows have no answer to compare with"):
+            recipes["evaluate"].main([*arguments, "--dataset_path", prompts, "--prm_path", str(prm_path)])
+        assert not (tmp_path / "o").exists()
 
     def test_own_prompts(self, recipes, tiny_policy, prm_path, tmp_path):
         task, policy = tiny_policy
@@ -267,7 +312,7 @@ class TestRFT:
         arguments += ["--num_rows", "32", "--num_eval_rows", "10", "--num_iterations", "1", "--use_cpu", "true"]
         recipes["rft"].main([*arguments, "--disable_tqdm", "true"])
         output = capsys.readouterr().out
-        assert asked == [(tmp_path / "run", 42)]
+        assert asked == [(tmp_path / "run", 0)]
         assert "Policy: " in output and "greedy" in output.lower() and "majority" in output.lower()
         assert (tmp_path / "run" / "rft" / "iterations.png").read_bytes()[:4] == b"\x89PNG"
         assert (tmp_path / "run" / "rft" / "model.safetensors").exists()
@@ -304,9 +349,21 @@ class TestRFT:
         assert (tmp_path / "rft" / "iteration-1" / "model" / "model.safetensors").exists()
         assert not (tmp_path / "rft" / "iterations.png").exists()  # nothing was held out, so there is nothing to plot
 
+    def test_problems_with_worked_solutions(self, recipes, policy, labels, tmp_path):
+        """GSM8K's rows bring `completions` of their own, a name that reward functions know for what was sampled."""
+        recipes["prm"].main(TestPRM().arguments(policy, labels, tmp_path / "prm"))
+        problems = write_jsonl(tmp_path / "problems.jsonl", GSM8K_ROWS)
+        recipes["rft"].main(
+            ["--model_name_or_path", policy, "--prm_path", str(tmp_path / "prm"), "--dataset_path", problems,
+             "--output_dir", str(tmp_path / "rft"), "--num_iterations", "1", "--num_samples", "8",
+             "--max_completion_length", "200", "--max_length", "512", "--num_train_epochs", "1", *FAST]
+        )  # fmt: skip
+        samples = read_jsonl(tmp_path / "rft" / "iteration-1" / "samples-0.jsonl")
+        assert [len(sample["completions"]) for sample in samples] == [8] * len(GSM8K_ROWS)
+
     def test_prm_path_is_needed(self, recipes, tiny_policy, tmp_path):
         prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n", "answer": "2"}])
-        with pytest.raises(ValueError, match="`prm_path` is missing. Give the directory that `recipes/prm.py` wrote."):
+        with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
             arguments = ["--model_name_or_path", tiny_policy[1], "--dataset_path", prompts]
             recipes["rft"].main([*arguments, "--output_dir", str(tmp_path / "rft"), *FAST])
 

@@ -258,7 +258,9 @@ class RFTTrainer(SFTTrainer):
         rewards_name = f"{name}_rewards"
         self.accelerator.wait_for_everyone()
         sampled = {record["index"]: record for record in _read_records(directory, name)}
-        done = {record["index"] for record in _read_records(directory, rewards_name)} if with_rewards else set(sampled)
+        done = set(sampled)
+        if with_rewards:
+            done &= {record["index"] for record in _read_records(directory, rewards_name)}
         todo = [i for i in range(len(prompts)) if i not in done]
         # A few generation batches at a time: little is lost in a crash, and the engine can still sort by length.
         chunk_size = max(1, 4 * self.args.generation_batch_size // num_samples)

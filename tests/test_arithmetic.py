@@ -78,7 +78,7 @@ class TestProblems:
             assert row == {"prompt": problem + "\n", "answer": task.solve(problem)[-1].removeprefix("#")}
 
     def test_unknown_split(self):
-        with pytest.raises(ValueError, match="`split` must be one of train, validation, test, got 'dev'"):
+        with pytest.raises(ValueError, match="`split` must be one of 'train', 'validation', 'test', got 'dev'"):
             ArithmeticTask(**SMALL).problems("dev")
 
     @pytest.mark.parametrize("text", ["", "3+", "a+1", "3/2", "3+4*", "+3", "3 + 4", "12"])

@@ -25,6 +25,7 @@ PACKAGE = "trl_erprm"
 # The first match counts: a file named in layer 0 is taken out of its folder's layer. "rollout" is the whole folder.
 LAYERS: list[tuple[str, int]] = [
     # pure functions, math first
+    ("choices", 0),
     ("steps", 0),
     ("verify", 0),
     ("labeling.estimators", 0),

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .choices import check_choice
 from .labeling.estimators import entropy_regularized_value_from_probability
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ class ArithmeticTask:
 
     def problems(self, split: str) -> list[str]:
         """The problems of a split (`"train"`, `"validation"` or `"test"`), each without its closing newline."""
-        if split not in SPLITS:
-            raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
+        check_choice("split", split, SPLITS)
         return self._splits[split]
 
     def dataset(self, split: str, num_rows: int | None = None) -> Dataset:

@@ -11,11 +11,12 @@ This module imports nothing of the package, and nothing outside the standard lib
 `sentencex` (Wikimedia's rule-based splitter, no data to download).
 """
 
-import difflib
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from trl_erprm.choices import check_choice
 
 __all__ = ["SPLIT_MODES", "Step", "join_steps", "split_steps", "step_end_tokens", "step_index_per_token", "step_texts"]
 
@@ -84,11 +85,7 @@ def check_split_mode(how: str) -> None:
 
     ```
     """
-    if how in SPLIT_MODES:
-        return
-    nearest = difflib.get_close_matches(str(how), SPLIT_MODES, n=1, cutoff=0.5)
-    hint = f"Did you mean {nearest[0]!r}?" if nearest else "Choose one of them."
-    raise ValueError(f"`how` must be one of {', '.join(map(repr, SPLIT_MODES))}, got {how!r}. {hint}")
+    check_choice("how", how, SPLIT_MODES)
 
 
 def split_steps(text: str, how: str = "newline") -> list[Step]:

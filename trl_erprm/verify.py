@@ -18,7 +18,6 @@ Departures from plain math-verify 0.9.0, each for a case where it errs or cannot
 """
 
 import ctypes
-import difflib
 import logging
 import re
 import signal
@@ -29,6 +28,8 @@ from fractions import Fraction
 from functools import lru_cache
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
+
+from trl_erprm.choices import check_choice
 
 __all__ = ["ANSWER_CONVENTIONS", "extract_answer", "verify_answer"]
 
@@ -104,11 +105,7 @@ def check_answer_convention(how: str) -> None:
 
     ```
     """
-    if how in ANSWER_CONVENTIONS:
-        return
-    nearest = difflib.get_close_matches(str(how), ANSWER_CONVENTIONS, n=1, cutoff=0.5)
-    hint = f"Did you mean {nearest[0]!r}?" if nearest else "Choose one of them."
-    raise ValueError(f"`how` must be one of {', '.join(map(repr, ANSWER_CONVENTIONS))}, got {how!r}. {hint}")
+    check_choice("how", how, ANSWER_CONVENTIONS)
 
 
 def extract_answer(text: str, how: str = "auto") -> str | None:

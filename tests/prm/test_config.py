@@ -61,13 +61,13 @@ def test_eta(tmp_path, eta):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"head": "lm"}, "`head` must be one of token_classification, causal_lm, got 'lm'"),
-        ({"loss_type": "mae"}, "`loss_type` must be one of soft_cross_entropy, mse, got 'mae'"),
+        ({"head": "lm"}, "`head` must be one of 'token_classification', 'causal_lm', got 'lm'"),
+        ({"loss_type": "mae"}, "`loss_type` must be one of 'soft_cross_entropy', 'mse', got 'mae'"),
         ({"num_labels": 3}, "`num_labels` must be 1 .* or 2 .*, got 3"),
         ({"eta": math.nan}, "`eta` must be finite or one of inf, -inf, got nan"),
         ({"format": "er-prm"}, "The format 'er-prm' is read with the head 'causal_lm', but `head` is 'token_class"),
         ({"format": "trl", "head": "causal_lm"}, "The format 'trl' is read with the head 'token_classification'"),
-        ({"format": "tlr"}, "Unknown PRM format 'tlr'; .* Did you mean 'trl'"),
+        ({"format": "tlr"}, "`format` must be one of 'trl', 'er-prm', got 'tlr'. Did you mean 'trl'"),
         ({"step_tag": ""}, "`step_tag` must not be empty"),
     ],
 )

@@ -184,7 +184,7 @@ class TestTokenizerChecks:
         assert format.label_token_ids(tokenizer) == (ids(tokenizer, "+")[0], ids(tokenizer, "-")[0])
 
     def test_construction(self):
-        with pytest.raises(ValueError, match="`head` must be one of token_classification, causal_lm, got 'lm'"):
+        with pytest.raises(ValueError, match="`head` must be one of 'token_classification', 'causal_lm', got 'lm'"):
             PRMFormat("x", "lm")
         with pytest.raises(ValueError, match="`step_tag` must not be empty"):
             PRMFormat("x", "token_classification", step_tag="")
@@ -213,8 +213,8 @@ class TestFiles:
         assert load_format(None, "causal_lm") is ER_PRM
         assert load_format(None, "token_classification") is TRL_TOKEN_CLASSIFICATION
         with pytest.raises(
-            ValueError, match="Unknown PRM format 'er_prm'; known are trl, er-prm. Did you mean 'er-prm'"
+            ValueError, match="`format` must be one of 'trl', 'er-prm', got 'er_prm'. Did you mean 'er-prm'"
         ):
             load_format("er_prm")
-        with pytest.raises(ValueError, match="Unknown PRM format 'zzz'; known are trl, er-prm.$"):
+        with pytest.raises(ValueError, match="`format` must be one of 'trl', 'er-prm', got 'zzz'. Choose one of them.$"):
             load_format("zzz")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
+from ..choices import check_choice
 from .formats import HEADS, PRMFormat, load_format
 
 LOSS_TYPES = ("soft_cross_entropy", "mse")
@@ -87,10 +88,8 @@ class ERPRMConfig(RewardConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16 = is_torch_bf16_gpu_available()
         super().__post_init__()
-        if self.head not in HEADS:
-            raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}.")
-        if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"`loss_type` must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}.")
+        check_choice("head", self.head, HEADS)
+        check_choice("loss_type", self.loss_type, LOSS_TYPES)
         if self.num_labels not in (1, 2):
             raise ValueError(f"`num_labels` must be 1 (sigmoid) or 2 (softmax), got {self.num_labels}.")
         if self.eta is not None and math.isnan(self.eta):

@@ -11,13 +11,14 @@ code bases), and the ids of a prefix never change when a step is added behind it
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from ..choices import check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,8 +93,7 @@ class PRMFormat:
     negative_token: str | None = None
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {self.head!r}.")
+        check_choice("head", self.head, HEADS)
         if not self.step_tag:
             raise ValueError("`step_tag` must not be empty: the score of a step is read at its last token.")
         if self.head == "causal_lm" and not (self.positive_token and self.negative_token):
@@ -256,8 +256,5 @@ def load_format(name_or_format: str | PRMFormat | None, head: str = "token_class
         return name_or_format
     if name_or_format is None:
         return DEFAULT_FORMATS[head]
-    if name_or_format not in FORMATS:
-        near = difflib.get_close_matches(name_or_format, FORMATS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown PRM format {name_or_format!r}; known are {', '.join(FORMATS)}.{hint}")
+    check_choice("format", name_or_format, FORMATS)
     return FORMATS[name_or_format]

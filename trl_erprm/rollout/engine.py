@@ -10,13 +10,13 @@ and fine-tuning are written once:
     samples[0][5].text          completion 5 of prefix 0
 """
 
-import difflib
 import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from trl_erprm.choices import check_choice
 from trl_erprm.manifest import content_hash
 
 __all__ = ["Completion", "Prefix", "RolloutEngine", "SamplingOptions", "load_engine", "sample_keys"]
@@ -215,10 +215,7 @@ def load_engine(name: str, **kwargs: Any) -> RolloutEngine:
 
     ```
     """
-    if name not in _ENGINES:
-        nearest = difflib.get_close_matches(str(name), _ENGINES, n=1)
-        hint = f"Did you mean {nearest[0]!r}?" if nearest else "Choose one of them."
-        raise ValueError(f"`name` must be one of {', '.join(map(repr, _ENGINES))}, got {name!r}. {hint}")
+    check_choice("name", name, _ENGINES)
     module, class_name = _ENGINES[name]
     return getattr(importlib.import_module(module), class_name)(**kwargs)
 

@@ -216,5 +216,7 @@ class TestFiles:
             ValueError, match="`format` must be one of 'trl', 'er-prm', got 'er_prm'. Did you mean 'er-prm'"
         ):
             load_format("er_prm")
-        with pytest.raises(ValueError, match="`format` must be one of 'trl', 'er-prm', got 'zzz'. Choose one of them.$"):
+        with pytest.raises(
+            ValueError, match="`format` must be one of 'trl', 'er-prm', got 'zzz'. Choose one of them.$"
+        ):
             load_format("zzz")

@@ -77,7 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     complete = max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
     checkpoint = training_args.resume_from_checkpoint or complete
     result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    metrics = dict(result.metrics)
+    logged = next((entry for entry in reversed(trainer.state.log_history) if "step_accuracy" in entry), {})
+    step_metrics = {
+        name: logged[name] for name in ("step_accuracy", "brier_score", "mean_score", "mean_label") if logged
+    }
+    metrics = {**result.metrics, **step_metrics}
     if eval_rows is not None:
         metrics.update(trainer.evaluate())
 

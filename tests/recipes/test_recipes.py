@@ -171,6 +171,7 @@ class TestPRM:
         recipes["prm"].main([*arguments, *evaluation])
         metrics = json.loads((tmp_path / "prm" / "metrics.json").read_text())
         assert math.isfinite(metrics["train_loss"]) and 0 <= metrics["eval_step_accuracy"] <= 1
+        assert 0 < metrics["mean_score"] < 1 and 0 <= metrics["brier_score"] <= 1  # of the last steps trained on
         assert "Process reward model in" in capsys.readouterr().out
         prm = ProcessRewardModel.from_pretrained(tmp_path / "prm")
         assert prm.eta == 2.0

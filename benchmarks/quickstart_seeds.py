@@ -67,7 +67,7 @@ def main() -> None:
         results.append({"seed": seed, "seconds": seconds, "history": history, "heads": heads})
         (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
-    console = Console()
+    console = Console(width=110)  # the tables, whole, also in a file
     table = Table(title="recipes/rft.py, accuracy in per cent on held-out problems")
     for column in ("seed", "seconds", "iteration", "greedy", "sampled [95 %]", "best of 8", "majority", "oracle"):
         table.add_column(column, justify="right")

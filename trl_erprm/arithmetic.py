@@ -92,6 +92,7 @@ class ArithmeticTask:
     ['3+4=2', '2*2=4', '4+1=0', '#0']
     >>> task.check_steps("3+4*2+1", ["3+4=2", "2*2=3", "3+1=4", "#4"])
     [True, False, True, True]
+
     ```
     """
 

@@ -81,6 +81,7 @@ class PRMFormat:
     '1+1?1+1=2\nSo 2.\n'
     >>> ER_PRM.render("1+1?", ["1+1=2", "So 2."])
     '1+1? 1+1=2 ки\nSo 2. ки'
+
     ```
     """
 
@@ -179,9 +180,9 @@ class PRMFormat:
         ones, a label token that is not exactly one token, or label tokens that coincide.
         """
         tag_ids = tokenizer(self.step_tag, add_special_tokens=False)["input_ids"]
-        # Some tokenizers drop what they do not know without a token for it, so the tag is also read back. A space
-        # at its edge may go: SentencePiece writes it as a mark of the token.
-        is_whole = tokenizer.decode(tag_ids).strip(" ") == self.step_tag.strip(" ")
+        # Some tokenizers drop what they do not know without a token for it, so the tag is also read back; white space
+        # aside, which decoders write in their own ways.
+        is_whole = "".join(tokenizer.decode(tag_ids).split()) == "".join(self.step_tag.split())
         if not tag_ids or not is_whole or tokenizer.unk_token_id in tag_ids:
             raise ValueError(
                 f"The step tag {self.step_tag!r} is not in the tokenizer's vocabulary (its ids are {tag_ids}). Choose "

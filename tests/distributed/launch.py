@@ -141,8 +141,8 @@ def finish(trainer: "Trainer", result: dict[str, Any]) -> None:
         print(RESULT_PREFIX + json.dumps(result | strategy), flush=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    # Once in some thirty runs a thread of gloo or DeepSpeed aborts the interpreter while it takes itself down ("terminate
-    # called without an active exception"): all is done by then, so it is left without taking down.
+    # Once in some thirty runs a thread of gloo or DeepSpeed aborts the interpreter while that takes itself down
+    # ("terminate called without an active exception"). All is done by then, so it is left standing.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -168,7 +168,7 @@ class TestLoading:
 
     def test_a_model_from_elsewhere_needs_its_format(self, base):
         model = AutoModelForCausalLM.from_pretrained(base)
-        with pytest.raises(ValueError, match="Unknown PRM format 'unknown'"):
+        with pytest.raises(ValueError, match="must be one of 'trl', 'er-prm', got 'unknown'"):
             ProcessRewardModel.from_pretrained(base, format="unknown")
         format = prm_config_format()
         prm = ProcessRewardModel.from_pretrained(base, format=format)

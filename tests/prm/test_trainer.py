@@ -7,11 +7,16 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BitsAndBytesConfig,
+)
 
 from tests.tiny import CAUSAL, HEADS, QUIET, prm_config, prm_trainer, randomize_head, save_base, sigmoid
 from trl_erprm import ERPRMConfig, ERPRMTrainer, ProcessRewardModel
-from trl_erprm.arithmetic import build_tokenizer
+from trl_erprm.arithmetic import build_model, build_tokenizer
 from trl_erprm.prm.trainer import step_losses
 
 NAN = math.nan
@@ -399,6 +404,35 @@ class TestCheckpoints:
         expected = "CAUSAL_LM" if head is CAUSAL else "TOKEN_CLS"
         assert trainer.model.peft_config["default"].task_type == expected
         assert peft_config.task_type == task_type and peft_config.modules_to_save is None
+
+    def test_qlora(self, tmp_path, head):
+        """4-bit weights, adapters trained; a token-classification head stays unquantized without being asked."""
+        pytest.importorskip("bitsandbytes")
+
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        )
+        base, output_dir = tmp_path / "base", tmp_path / "prm"
+        build_model(hidden_size=64).save_pretrained(base)  # 4-bit blocks are 64 weights long
+        build_tokenizer().save_pretrained(base)
+        trainer = ERPRMTrainer(
+            str(base),
+            args=prm_config(output_dir, max_steps=15, learning_rate=1e-2, **head),
+            train_dataset=Dataset.from_list([ROWS[0]]),
+            quantization_config=quantization,
+            peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+        )
+        kinds = {name.split(".")[-1]: type(module).__name__ for name, module in trainer.model.named_modules()}
+        assert kinds["k_proj"] == "Linear4bit" and kinds.get("score", "ModulesToSaveWrapper") == "ModulesToSaveWrapper"
+        trainer.train()
+        losses = logged(trainer, "loss")
+        assert losses[-1] < losses[0]
+        trainer.save_model()
+        prm = ProcessRewardModel.from_pretrained(output_dir, quantization_config=quantization)
+        assert quantization.llm_int8_skip_modules is None  # the caller's object stays as it is
+        trainer.model.eval()
+        expected = sigmoid(log_odds_by_hand(trainer.model, ROWS[0], head)).tolist()
+        assert prm.score([ROWS[0]["prompt"]], [ROWS[0]["completions"]])[0] == pytest.approx(expected, abs=1e-4)
 
 
 class TestCounts:

@@ -11,8 +11,10 @@ The soft cross-entropy over two classes (the paper's loss) is the binary cross-e
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,3 +95,17 @@ def new_head_is_expected() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(GenericForTokenClassification, name, value)
+
+
+def without_head(quantization_config: Any) -> Any:
+    """
+    A copy of a quantization configuration that leaves a token-classification head (`score`) in full precision.
+
+    A new head has no quantized weights to load: quantized, loading ends in an AttributeError. A configuration that
+    names modules to skip, and `None`, are returned as they are.
+    """
+    if quantization_config is None or getattr(quantization_config, "llm_int8_skip_modules", None):
+        return quantization_config
+    quantization_config = copy.deepcopy(quantization_config)
+    quantization_config.llm_int8_skip_modules = ["score"]
+    return quantization_config

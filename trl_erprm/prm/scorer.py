@@ -21,7 +21,7 @@ from ..arguments import load_tokenizer
 from ..steps import step_texts
 from .collator import StepDataCollator
 from .formats import FORMAT_FILE, PRMFormat, Prompt, load_format
-from .heads import new_head_is_expected, step_log_odds
+from .heads import new_head_is_expected, step_log_odds, without_head
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,6 +120,8 @@ class ProcessRewardModel:
         architecture = AutoModelForCausalLM
         if resolved.head == "token_classification":
             architecture = AutoModelForTokenClassification
+            if "quantization_config" in model_init_kwargs:
+                model_init_kwargs["quantization_config"] = without_head(model_init_kwargs["quantization_config"])
             if "num_labels" in saved:
                 model_init_kwargs["num_labels"] = saved["num_labels"]
         model = _load_model(path, architecture, model_init_kwargs)

@@ -45,7 +45,7 @@ from ..labeling.estimators import entropy_regularized_value_from_counts
 from .collator import StepDataCollator
 from .config import ERPRMConfig
 from .formats import PRMFormat
-from .heads import new_head_is_expected, step_log_odds
+from .heads import new_head_is_expected, step_log_odds, without_head
 
 logger = get_logger(__name__)
 
@@ -176,6 +176,11 @@ class ERPRMTrainer(RewardTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        if getattr(model, "is_loaded_in_4bit", False) and not args.bf16:
+            # RewardTrainer makes what is trained beside quantized weights bfloat16, which needs autocast around it.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         # Sums of each metric over the steps since the last log, and the number of these steps.
         self._metric_sums = {"train": torch.zeros(6), "eval": torch.zeros(6)}
 
@@ -191,9 +196,7 @@ class ERPRMTrainer(RewardTrainer):
         else:
             architecture = AutoModelForTokenClassification
             model_init_kwargs["num_labels"] = args.num_labels
-            if quantization_config is not None and not getattr(quantization_config, "llm_int8_skip_modules", None):
-                # A new head has no quantized weights to load; left in, loading ends in an AttributeError.
-                quantization_config.llm_int8_skip_modules = ["score"]
+            quantization_config = without_head(quantization_config)
         if quantization_config is not None:
             model_init_kwargs["quantization_config"] = quantization_config
         with new_head_is_expected():

@@ -57,7 +57,7 @@ class ArithmeticTask:
     The difficulty knobs of the embedded task. Equal values give equal problems, splits and misconceptions.
 
     The defaults come from our own runs: with them a policy of 140k parameters samples right answers about half of the
-    time, its majority of 8 is hardly better, and one of 8 samples is right for nine problems in ten.
+    time, its majority of 8 is right in six problems of ten, and one of 8 samples is right in nine of ten.
 
     Args:
         modulus (`int`, *optional*, defaults to `5`):

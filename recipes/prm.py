@@ -28,6 +28,19 @@ from trl_erprm.data import to_stepwise_rows
 from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
 
 
+# Of those that the trainer logs, those shown at the end; its docstring defines them.
+STEP_METRICS = (
+    "step_accuracy",
+    "step_auroc",
+    "brier_score",
+    "calibration_error",
+    "first_error_f1",
+    "outcome_auroc",
+    "mean_score",
+    "mean_label",
+)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = StrictParser((ERPRMConfig, ModelArguments, DataArguments))
     training_args, model_args, data_args = parser.parse_args_and_config(argv)
@@ -78,10 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = training_args.resume_from_checkpoint or complete
     result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     logged = next((entry for entry in reversed(trainer.state.log_history) if "step_accuracy" in entry), {})
-    step_metrics = {
-        name: logged[name] for name in ("step_accuracy", "brier_score", "mean_score", "mean_label") if logged
-    }
-    metrics = {**result.metrics, **step_metrics}
+    metrics = {**result.metrics, **{name: logged[name] for name in STEP_METRICS if name in logged}}
     if eval_rows is not None:
         metrics.update(trainer.evaluate())
 

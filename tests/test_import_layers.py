@@ -30,6 +30,7 @@ LAYERS: list[tuple[str, int]] = [
     ("verify", 0),
     ("labeling.estimators", 0),
     ("prm.aggregation", 0),
+    ("prm.metrics", 0),
     ("policy.advantages", 0),
     ("evaluation.best_of_n", 0),
     ("evaluation.step_pairs", 0),

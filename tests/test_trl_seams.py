@@ -10,11 +10,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import trl
 from transformers import Trainer
 from trl import RewardTrainer, SFTTrainer
 
 import trl_erprm
 from trl_erprm import ERPRMTrainer, RFTTrainer
+from trl_erprm.prm import model_card
 
 # Parent's parameters, in order, of every method that we override. We call it with them or are called with them.
 OVERRIDDEN = {
@@ -23,7 +25,13 @@ OVERRIDDEN = {
         "_set_signature_columns_if_needed": ["self"],
         "_get_num_items_in_batch": ["self", "batch_samples", "device"],
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
         "log": ["self", "logs", "start_time"],
+        "evaluation_loop": [
+            "self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"
+        ],
+        "predict": ["self", "test_dataset", "ignore_keys", "metric_key_prefix"],
+        "create_model_card": ["self", "model_name", "dataset_name", "tags"],
         "_save": ["self", "output_dir", "state_dict"],
     },
     RFTTrainer: {
@@ -56,9 +64,18 @@ ATTRIBUTES = {
 
 # Private members of the parents that we use without defining them: what they are called with, None for data.
 PRIVATE_MEMBERS = {
-    ERPRMTrainer: {"_metrics": None, "_signature_columns": None, "_total_train_tokens": None, "_tp_size": None},
+    ERPRMTrainer: {
+        "_metrics": None,
+        "_prepare_inputs": ["self", "inputs"],
+        "_signature_columns": None,
+        "_total_train_tokens": None,
+        "_tp_size": None,
+    },
     RFTTrainer: {"_load_from_checkpoint": ["self", "resume_from_checkpoint"]},
 }
+
+# Public data of the parents that no documentation promises.
+UNDOCUMENTED_MEMBERS = {ERPRMTrainer: {"hub_model_id"}, RFTTrainer: set()}
 
 # What we import from places of TRL that are not its top level: the parameters that we rely on.
 PRIVATE_IMPORTS = {
@@ -137,6 +154,12 @@ class TestTrainers:
                 assert parameters(parent_member(trainer, name))[: len(expected)] == expected, name
 
 
+    def test_undocumented_members_that_we_use(self, trainer):
+        sources = "".join(inspect.getsource(cls) for cls in trainer.__mro__[1:-1])
+        for name in UNDOCUMENTED_MEMBERS[trainer]:
+            assert f"self.{name}" in inspect.getsource(trainer) and f"self.{name} = " in sources, name
+
+
 def test_helpers_that_are_not_public():
     found = {}
     for path in sorted(Path(trl_erprm.__file__).parent.rglob("*.py")):
@@ -156,5 +179,14 @@ def test_the_trainer_calls_what_we_override():
     """A method that the parent no longer calls would be overridden in vain."""
     sources = "".join(inspect.getsource(cls) for cls in (*RewardTrainer.__mro__[:-1], *SFTTrainer.__mro__[:-1]))
     for trainer in TRAINERS:
-        for name in set(OVERRIDDEN[trainer]) - {"train"}:
+        for name in set(OVERRIDDEN[trainer]) - {"train", "predict"}:  # which users call
             assert f"self.{name}(" in sources, name
+
+
+def test_the_quick_start_of_the_model_card():
+    """`prm/model_card.py` replaces this part of TRL's template, which ends where the next one begins."""
+    template = (Path(trl.__file__).parent / "templates" / RewardTrainer._template_file).read_text("utf-8")
+    headings = [line for line in template.splitlines() if line.startswith("## ")]
+    assert headings[:2] == ["## Quick start", "## Training procedure"]
+    assert len(model_card._QUICK_START.findall(template)) == 1
+    assert "pipeline(model=" not in model_card._QUICK_START.sub("", template)

@@ -5,11 +5,11 @@ import math
 import re
 
 import pytest
-from trl import RewardConfig
+from trl import RewardConfig, TrlParser
 
 from tests.tiny import QUIET
 from trl_erprm import ERPRMConfig
-from trl_erprm.prm.formats import ER_PRM, TRL_TOKEN_CLASSIFICATION
+from trl_erprm.prm.formats import ER_PRM, FORMAT_OVERRIDES, FORMATS, MATH_SHEPHERD, TRL_TOKEN_CLASSIFICATION
 
 
 def config(tmp_path, **changes):
@@ -20,7 +20,8 @@ def test_defaults(tmp_path):
     ours, theirs = config(tmp_path), RewardConfig(str(tmp_path), **QUIET)
     assert (ours.learning_rate, ours.num_train_epochs) == (1e-6, 1)  # the paper's
     assert (ours.head, ours.loss_type, ours.num_labels) == ("token_classification", "soft_cross_entropy", 1)
-    assert ours.eta is None and not ours.train_on_last_step_only
+    assert ours.eta is None and ours.padding_free is None and ours.max_length == theirs.max_length
+    assert not (ours.train_on_last_step_only or ours.weight_by_rollouts or ours.balance_classes)
     # nothing else differs from TRL without being listed in the docstring
     different = {
         f.name for f in dataclasses.fields(RewardConfig) if getattr(ours, f.name) != getattr(theirs, f.name)
@@ -39,18 +40,51 @@ def test_every_field_is_documented():
 
 def test_format_of_the_head(tmp_path):
     assert config(tmp_path).build_format() is TRL_TOKEN_CLASSIFICATION
-    assert config(tmp_path, head="causal_lm").build_format() is ER_PRM
+    assert config(tmp_path, head="causal_lm").build_format() is MATH_SHEPHERD
     assert config(tmp_path, head="causal_lm", format="er-prm").build_format() is ER_PRM
 
 
-@pytest.mark.parametrize("name", ["step_tag", "step_joiner", "prompt_separator", "positive_token", "negative_token"])
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_head_and_labels_of_the_format(tmp_path, name):
+    """A format alone is enough: what head it is read with, and with how many labels, comes with it."""
+    built = config(tmp_path, format=name)
+    assert built.build_format() is FORMATS[name]
+    assert built.head == FORMATS[name].head
+    assert built.num_labels == (2 if name == "qwen2.5-math-prm" else 1)
+
+
+def test_num_labels_is_kept(tmp_path):
+    assert config(tmp_path, num_labels=2).num_labels == 2
+    assert config(tmp_path, format="qwen2.5-math-prm", num_labels=1).num_labels == 1
+
+
+@pytest.mark.parametrize("name", FORMAT_OVERRIDES)
 def test_each_format_field_is_replaced(tmp_path, name):
-    built = config(tmp_path, head="causal_lm", **{name: "§"}).build_format()
-    assert built == dataclasses.replace(ER_PRM, **{name: "§"})
+    value = "pieces" if name == "tokenization" else "§"
+    built = config(tmp_path, head="causal_lm", **{name: value}).build_format()
+    assert built == dataclasses.replace(MATH_SHEPHERD, **{name: value}) != MATH_SHEPHERD
 
 
 def test_an_empty_text_replaces_too(tmp_path):
     assert config(tmp_path, head="causal_lm", prompt_separator="").build_format().prompt_separator == ""
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ([], {"head": "token_classification", "padding_free": None, "weight_by_rollouts": False}),
+        (["--format", "er-prm"], {"head": "causal_lm", "format": "er-prm"}),
+        (["--padding_free", "false"], {"padding_free": False}),
+        (["--padding_free", "true"], {"padding_free": True}),
+        (["--weight_by_rollouts", "--balance_classes"], {"weight_by_rollouts": True, "balance_classes": True}),
+        (["--tokenization", "pieces", "--head", "causal_lm"], {"tokenization": "pieces"}),
+        (["--num_labels", "2", "--eta", "inf"], {"num_labels": 2, "eta": math.inf}),
+    ],
+)
+def test_command_line(tmp_path, options, expected):
+    quiet = [text for name, value in QUIET.items() for text in (f"--{name}", str(value))]
+    [args] = TrlParser(ERPRMConfig).parse_args_and_config(["--output_dir", str(tmp_path), *quiet, *options])
+    assert {name: getattr(args, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("eta", [-2.0, 0, 0.1, math.inf, -math.inf])
@@ -65,9 +99,14 @@ def test_eta(tmp_path, eta):
         ({"loss_type": "mae"}, "`loss_type` must be one of 'soft_cross_entropy', 'mse', got 'mae'"),
         ({"num_labels": 3}, "`num_labels` must be 1 .* or 2 .*, got 3"),
         ({"eta": math.nan}, "`eta` must be finite or one of inf, -inf, got nan"),
-        ({"format": "er-prm"}, "The format 'er-prm' is read with the head 'causal_lm', but `head` is 'token_class"),
+        (
+            {"format": "er-prm", "head": "token_classification"},
+            "The format 'er-prm' is read with the head 'causal_lm', but `head` is 'token_class",
+        ),
         ({"format": "trl", "head": "causal_lm"}, "The format 'trl' is read with the head 'token_classification'"),
-        ({"format": "tlr"}, "`format` must be one of 'trl', 'er-prm', got 'tlr'. Did you mean 'trl'"),
+        ({"format": "tlr"}, "`format` must be one of 'trl', 'math-shepherd', .*, got 'tlr'. Did you mean 'trl'"),
+        ({"tokenization": "whole"}, "`tokenization` must be one of 'pieces', 'joint', got 'whole'"),
+        ({"format": "rlhflow", "tokenization": "pieces"}, "The layout 'turns' goes through a chat template"),
         ({"step_tag": ""}, "`step_tag` must not be empty"),
     ],
 )

@@ -1,5 +1,6 @@
-"""`trl_erprm.prm.trainer`: the loss by hand, soft labels end to end, data, metrics, LoRA, checkpoints, errors."""
+"""`trl_erprm.prm.trainer`: the loss by hand, soft labels end to end, data, LoRA, checkpoints, errors."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,17 +15,13 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from tests.prm.by_hand import ROWS, log_odds_by_hand, logged
 from tests.tiny import CAUSAL, HEADS, QUIET, prm_config, prm_trainer, randomize_head, save_base, sigmoid
 from trl_erprm import ERPRMConfig, ERPRMTrainer, ProcessRewardModel
 from trl_erprm.arithmetic import build_model, build_tokenizer
 from trl_erprm.prm.trainer import step_losses
 
 NAN = math.nan
-ROWS = [
-    {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=4", "#4"], "labels": [0.9, 0.3, 1.0]},
-    {"prompt": "1+1\n", "completions": ["1+1=2"], "labels": [0.2]},
-]
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -36,36 +33,16 @@ def head(request):
     return HEADS[request.param]
 
 
-def log_odds_by_hand(model, row, head):
-    """A plain forward of one unpadded solution, laid out here once more; the log-odds at each tag."""
-    tokenizer = build_tokenizer()
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    if head is CAUSAL:
-        tag, joiner, input_ids = "ки", "\n", ids(row["prompt"] + "\n")
-    else:
-        tag, joiner, input_ids = "\n", "", ids(row["prompt"])
-    ends = []
-    for k, step in enumerate(row["completions"]):
-        input_ids = input_ids + ids((joiner if k else "") + step) + ids(tag)
-        ends.append(len(input_ids) - 1)
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([input_ids])).logits[0, ends].double().numpy()
-    if head is CAUSAL:
-        return logits[:, ids("+")[0]] - logits[:, ids("-")[0]]
-    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+@pytest.fixture(params=[False, True], ids=["padded", "packed"])
+def padding_free(request):
+    return request.param
 
 
 class TestLoss:
     @pytest.mark.parametrize("loss_type", ["soft_cross_entropy", "mse"])
-    def test_two_rows_by_hand(self, base, tmp_path, head, loss_type):
-        trainer = prm_trainer(base, tmp_path, ROWS, ROWS, max_steps=1, learning_rate=0.0, loss_type=loss_type, **head)
+    def test_two_rows_by_hand(self, base, tmp_path, head, loss_type, padding_free):
+        options = {"loss_type": loss_type, "padding_free": padding_free, **head}
+        trainer = prm_trainer(base, tmp_path, ROWS, ROWS, max_steps=1, learning_rate=0.0, **options)
         randomize_head(trainer.model)
         scores = sigmoid(np.concatenate([log_odds_by_hand(trainer.model, row, head) for row in ROWS]))
         labels = np.array([0.9, 0.3, 1.0, 0.2])
@@ -97,9 +74,10 @@ class TestLoss:
         entropy = -np.mean([v * math.log(v) + (1 - v) * math.log(1 - v) for v in (0.9, 0.3)])
         assert logged(trainer, "loss")[-1] == pytest.approx(entropy, abs=0.005)  # the least that soft labels allow
 
-    def test_steps_without_a_label_are_ignored(self, base, tmp_path, head):
+    def test_steps_without_a_label_are_ignored(self, base, tmp_path, head, padding_free):
         rows = [{**ROWS[0], "labels": [0.9, None, NAN]}, ROWS[1]]
-        trainer = prm_trainer(base, tmp_path, rows, max_steps=1, learning_rate=0.0, **head)
+        options = {"padding_free": padding_free, **head}
+        trainer = prm_trainer(base, tmp_path, rows, max_steps=1, learning_rate=0.0, **options)
         randomize_head(trainer.model)
         z = [log_odds_by_hand(trainer.model, row, head)[0] for row in rows]
         losses = step_losses(torch.tensor(z), torch.tensor([0.9, 0.2]))
@@ -107,8 +85,8 @@ class TestLoss:
         assert logged(trainer, "loss") == [pytest.approx(losses.mean().item(), abs=1e-5)]
         assert logged(trainer, "mean_label") == [pytest.approx(0.55)]
 
-    def test_a_batch_without_labels_has_loss_0(self, base, tmp_path, head):
-        trainer = prm_trainer(base, tmp_path, ROWS, **head)
+    def test_a_batch_without_labels_has_loss_0(self, base, tmp_path, head, padding_free):
+        trainer = prm_trainer(base, tmp_path, ROWS, padding_free=padding_free, **head)
         rows = [{"input_ids": [3, 4, 5], "step_ends": [1, 2], "step_labels": [NAN, NAN]}]
         batch = trainer.data_collator(rows)
         for num_items in (None, trainer._get_num_items_in_batch([batch], "cpu")):
@@ -118,10 +96,11 @@ class TestLoss:
             assert loss.item() == 0.0
             assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
 
-    def test_training_goes_on_over_a_batch_without_labels(self, base, tmp_path):
+    def test_training_goes_on_over_a_batch_without_labels(self, base, tmp_path, padding_free):
         rows = [{**ROWS[1], "labels": [None]}, ROWS[1], {**ROWS[1], "labels": [None]}]
         dataset = Dataset.from_list(rows).to_iterable_dataset()
-        trainer = prm_trainer(base, tmp_path, dataset, max_steps=3, per_device_train_batch_size=1, learning_rate=1e-2)
+        options = {"max_steps": 3, "per_device_train_batch_size": 1, "learning_rate": 1e-2}
+        trainer = prm_trainer(base, tmp_path, dataset, padding_free=padding_free, **options)
         trainer.train()
         losses = logged(trainer, "loss")
         assert losses[0] == losses[2] == 0.0 < losses[1]
@@ -132,8 +111,16 @@ class TestLoss:
         batch = trainer.data_collator(list(trainer.train_dataset))
         loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
         expected = np.concatenate([log_odds_by_hand(trainer.model, row, {}) for row in ROWS])
-        assert outputs["log_odds"].tolist() == pytest.approx(expected, abs=1e-5)
-        assert "per_token_labels" in batch  # the caller's batch is left whole
+        is_labelled = ~batch["step_labels"].isnan()
+        assert outputs["step_scores"].shape == (2, 3)
+        assert outputs["step_scores"][is_labelled].tolist() == pytest.approx(sigmoid(expected), abs=1e-5)
+        assert outputs["step_scores"].isnan().tolist() == (~is_labelled).tolist()
+        torch.testing.assert_close(outputs["step_labels"], batch["step_labels"], equal_nan=True)
+        assert loss.item() == pytest.approx(
+            step_losses(torch.tensor(expected), torch.tensor([0.9, 0.3, 1.0, 0.2])).mean().item(), abs=1e-5
+        )
+        # the caller's batch is left whole
+        assert {"is_step_end", "step_labels", "input_ids", "position_ids", "cu_seq_lens_q"} <= set(batch)
 
     def test_accumulation_1x4_equals_4x1(self, base, tmp_path, head):
         """Solutions of one to three steps: a mean of the means of micro-batches would give another loss."""
@@ -272,84 +259,6 @@ class TestData:
             prm_trainer(base, tmp_path, rows)
 
 
-class TestMetrics:
-    def test_by_hand_and_independent_of_the_batch_size(self, base, tmp_path, head):
-        rows = [
-            {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=4", "#4"][: 1 + i % 3],
-             "labels": [0.3 * i, 0.9, None][: 1 + i % 3]}
-            for i in range(4)
-        ]  # fmt: skip
-        scores, labels = [], []
-        for batch_size in (1, 3, 4):
-            trainer = prm_trainer(base, tmp_path, ROWS, rows, per_device_eval_batch_size=batch_size, **head)
-            randomize_head(trainer.model)
-            metrics = trainer.evaluate()
-            if not len(scores):
-                for row in rows:
-                    n = sum(label is not None for label in row["labels"])
-                    scores += sigmoid(log_odds_by_hand(trainer.model, row, head)[:n]).tolist()
-                    labels += row["labels"][:n]
-                scores, labels = np.array(scores), np.array(labels)
-                assert len(scores) == 6
-            assert metrics["eval_step_accuracy"] == pytest.approx(np.mean((scores > 0.5) == (labels > 0.5)))
-            assert metrics["eval_brier_score"] == pytest.approx(np.mean((scores - labels) ** 2), abs=1e-5)
-            assert metrics["eval_mean_score"] == pytest.approx(scores.mean(), abs=1e-5)
-            assert metrics["eval_mean_label"] == pytest.approx(labels.mean(), abs=1e-5)
-            losses = -labels * np.log(scores) - (1 - labels) * np.log1p(-scores)
-            assert metrics["eval_loss"] == pytest.approx(losses.mean(), rel=1e-4)
-        again = trainer.evaluate()
-        assert again["eval_brier_score"] == pytest.approx(metrics["eval_brier_score"])  # sums were set back
-
-    def test_training_and_evaluation_do_not_mix(self, base, tmp_path):
-        eval_rows = [{**ROWS[1], "labels": [0.0]}]
-        trainer = prm_trainer(
-            base, tmp_path, [{**ROWS[1], "labels": [1.0]}], eval_rows, max_steps=2, eval_strategy="steps", eval_steps=1
-        )
-        trainer.train()
-        assert logged(trainer, "mean_label") == [1.0, 1.0]
-        assert logged(trainer, "eval_mean_label") == [0.0, 0.0]
-
-    def test_each_evaluation_set_has_its_own(self, base, tmp_path):
-        sets = {name: Dataset.from_list([{**ROWS[1], "labels": [v]}]) for name, v in (("low", 0.1), ("high", 0.8))}
-        trainer = ERPRMTrainer(
-            base, args=prm_config(tmp_path), train_dataset=Dataset.from_list(ROWS), eval_dataset=sets
-        )
-        randomize_head(trainer.model)
-        [z] = log_odds_by_hand(trainer.model, ROWS[1], {})
-        metrics = trainer.evaluate()
-        expected = step_losses(torch.tensor([z, z]), torch.tensor([0.1, 0.8])).tolist()
-        assert [metrics["eval_low_loss"], metrics["eval_high_loss"]] == pytest.approx(expected, rel=1e-4)
-        means = [logged(trainer, f"eval_{name}_mean_label")[-1] for name in ("low", "high")]
-        assert means == pytest.approx([0.1, 0.8])
-
-    def test_num_tokens(self, base, tmp_path):
-        trainer = prm_trainer(base, tmp_path, ROWS, max_steps=2)
-        num_tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
-        trainer.train()
-        assert logged(trainer, "num_tokens") == [num_tokens, 2 * num_tokens]
-
-    def test_a_held_out_metric_improves(self, base, tmp_path, head):
-        """A step is good if one of its three numbers is 0; the prompts say nothing about it."""
-        rng = np.random.default_rng(0)
-        rows = []
-        for _ in range(400):
-            a, b, c = (int(v) for v in rng.integers(0, 3, 3))
-            rows.append(
-                {"prompt": f"{rng.integers(10)}{rng.integers(10)}{rng.integers(10)}\n",
-                 "completions": [f"{a}+{b}={c}"], "labels": [0.9 if a * b * c == 0 else 0.1]}
-            )  # fmt: skip
-        trainer = prm_trainer(
-            base, tmp_path, rows[:360], rows[360:], max_steps=100, learning_rate=1e-2, logging_steps=50,
-            per_device_train_batch_size=36, **head,
-        )  # fmt: skip
-        before = trainer.evaluate()
-        trainer.train()
-        after = trainer.evaluate()
-        assert after["eval_brier_score"] < 0.02 < before["eval_brier_score"]
-        assert after["eval_step_accuracy"] > 0.95
-        assert after["eval_loss"] < before["eval_loss"]
-
-
 class TestCheckpoints:
     def test_save_and_load_give_equal_scores(self, base, tmp_path, head):
         trainer = prm_trainer(base, tmp_path, ROWS, max_steps=3, learning_rate=1e-2, **head)
@@ -360,7 +269,9 @@ class TestCheckpoints:
         for scores, row in zip(prm.score(prompts, steps), ROWS, strict=True):
             trainer.model.eval()
             assert scores == pytest.approx(sigmoid(log_odds_by_hand(trainer.model, row, head)), abs=1e-5)
-        assert prm.format == trainer.format
+        # what is left to the head in the format is resolved in the file
+        num_labels = None if head is CAUSAL else head.get("num_labels", 1)
+        assert prm.format == dataclasses.replace(trainer.format, num_labels=num_labels)
 
     def test_a_checkpoint_is_a_prm_and_training_resumes(self, base, tmp_path):
         options = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2}

@@ -9,7 +9,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
 from ..choices import check_choice
-from .formats import HEADS, PRMFormat, load_format
+from .formats import FORMAT_OVERRIDES, HEADS, TOKENIZATIONS, PRMFormat, load_format
 
 LOSS_TYPES = ("soft_cross_entropy", "mse")
 
@@ -25,16 +25,29 @@ class ERPRMConfig(RewardConfig):
     Parameters:
         > Parameters that control the model and its format
 
-        head (`str`, *optional*, defaults to `"token_classification"`):
+        head (`str`, *optional*):
             `"token_classification"`: a linear layer on the last hidden state, as in TRL <= 1.13.
             `"causal_lm"`: the language model's own probability of a label token, as in the paper.
-        num_labels (`int`, *optional*, defaults to `1`):
-            Labels of the token-classification head: 1 (sigmoid) or 2 (softmax, as in TRL <= 1.13).
+            `None` takes the format's, or `"token_classification"`.
+        num_labels (`int`, *optional*):
+            Labels of the token-classification head: 1 (sigmoid) or 2 (softmax, as in TRL <= 1.13). `None` takes the
+            format's (2 for `"qwen2.5-math-prm"`), or 1.
         format (`str`, *optional*):
-            Name of the [`PRMFormat`] that lays out a solution. `None` takes the head's default (`"trl"` or
-            `"er-prm"`).
-        step_tag, step_joiner, prompt_separator, positive_token, negative_token (`str`, *optional*):
+            Name of the [`PRMFormat`] that lays out a solution: `"trl"`, `"math-shepherd"`, `"er-prm"`, `"rlhflow"`,
+            `"qwen2.5-math-prm"` or `"skywork-o1"`. `None` takes the head's default (`"trl"` or `"math-shepherd"`).
+        step_tag, step_joiner, prompt_separator, positive_token, negative_token, tokenization (`str`, *optional*):
             Each replaces the field of that name in the format.
+
+        > Parameters that control the batches
+
+        max_length (`int`, *optional*, defaults to `1024`):
+            Longest input in tokens. Steps beyond it are dropped from the end, each together with its label, and
+            counted; `None` drops none.
+        padding_free (`bool`, *optional*):
+            Whether to lay the solutions of a batch end to end in one row, each attending to itself alone, instead of
+            padding them to the longest. The losses are the same; no time is spent on padding. `None`: where the model
+            can (causal attention in every layer, run by sdpa or a FlashAttention). With
+            `train_sampling_strategy="group_by_length"` or `"batch_rebalance"`, padded batches waste little, too.
 
         > Parameters that control the labels and the loss
 
@@ -46,6 +59,15 @@ class ERPRMConfig(RewardConfig):
             `"soft_cross_entropy"` (the paper's) or `"mse"` (mean squared error of the score).
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
             Learn from the last step of each solution alone, which makes an outcome reward model. In training only.
+        weight_by_rollouts (`bool`, *optional*, defaults to `False`):
+            Weight each step by the number of rollouts that its label was estimated from: the variance of the estimate
+            falls with it. The last step of a row with an `outcome` is known rather than estimated, and weighs as much
+            as the most certain label of all. In training only.
+        balance_classes (`bool`, *optional*, defaults to `False`):
+            Weight steps so that good and bad ones have the same share of the loss: a step with label V gets
+            V / (2 m) + (1 - V) / (2 (1 - m)), m being the mean label of the steps that are learnt from (weighted, with
+            `weight_by_rollouts`). As whole steps are weighted, the best score of a step stays its label. In training
+            only.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.RewardConfig`]:
@@ -57,12 +79,13 @@ class ERPRMConfig(RewardConfig):
     learning_rate: float = field(default=1e-6, metadata={"help": "The initial learning rate for AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training data."})
 
-    head: str = field(
-        default="token_classification",
+    head: str | None = field(
+        default=None,
         metadata={"help": "Where the score is read: 'token_classification' or 'causal_lm'.", "choices": list(HEADS)},
     )
-    num_labels: int = field(
-        default=1, metadata={"help": "Labels of the token-classification head: 1 (sigmoid) or 2 (softmax)."}
+    num_labels: int | None = field(
+        default=None,
+        metadata={"help": "Labels of the token-classification head: 1 (sigmoid) or 2 (softmax); None: the format's."},
     )
     format: str | None = field(
         default=None, metadata={"help": "Name of the PRM format; the head's default where it is not given."}
@@ -72,6 +95,13 @@ class ERPRMConfig(RewardConfig):
     prompt_separator: str | None = field(default=None, metadata={"help": "Replaces the format's `prompt_separator`."})
     positive_token: str | None = field(default=None, metadata={"help": "Replaces the format's `positive_token`."})
     negative_token: str | None = field(default=None, metadata={"help": "Replaces the format's `negative_token`."})
+    tokenization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Replaces the format's `tokenization`: 'pieces' or 'joint'.",
+            "choices": list(TOKENIZATIONS),
+        },
+    )
     eta: float | None = field(
         default=None,
         metadata={"help": "Entropy parameter: label rows from their rollout counts. None keeps the `labels` column."},
@@ -83,18 +113,32 @@ class ERPRMConfig(RewardConfig):
     train_on_last_step_only: bool = field(
         default=False, metadata={"help": "Learn from the last step of each solution only (training split only)."}
     )
+    weight_by_rollouts: bool = field(
+        default=False, metadata={"help": "Weight each step by the number of rollouts behind its label."}
+    )
+    balance_classes: bool = field(
+        default=False, metadata={"help": "Weight steps so that good and bad ones have the same share of the loss."}
+    )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={"help": "Lay solutions end to end instead of padding them; None: where the model can."},
+    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = is_torch_bf16_gpu_available()
         super().__post_init__()
+        if self.head is None:
+            self.head = load_format(self.format).head
         check_choice("head", self.head, HEADS)
         check_choice("loss_type", self.loss_type, LOSS_TYPES)
-        if self.num_labels not in (1, 2):
+        if self.num_labels not in (None, 1, 2):
             raise ValueError(f"`num_labels` must be 1 (sigmoid) or 2 (softmax), got {self.num_labels}.")
         if self.eta is not None and math.isnan(self.eta):
             raise ValueError("`eta` must be finite or one of inf, -inf, got nan. Use 0 for soft labels, inf for hard.")
-        self.build_format()
+        format = self.build_format()
+        if self.num_labels is None:
+            self.num_labels = format.num_labels or 1
 
     def build_format(self) -> PRMFormat:
         """The [`PRMFormat`] that these parameters describe."""
@@ -104,6 +148,5 @@ class ERPRMConfig(RewardConfig):
                 f"The format {base.name!r} is read with the head {base.head!r}, but `head` is {self.head!r}. Set "
                 f"`head={base.head!r}`, or choose another format."
             )
-        names = ("step_tag", "step_joiner", "prompt_separator", "positive_token", "negative_token")
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        changes = {name: getattr(self, name) for name in FORMAT_OVERRIDES if getattr(self, name) is not None}
         return replace(base, **changes) if changes else base

@@ -5,29 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from accelerate.utils import gather_object
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file, find_adapter_config_file
 
-from ..arguments import load_tokenizer
+from ..arguments import load_tokenizer, process_state
 from ..steps import step_texts
-from .collator import StepDataCollator
-from .formats import FORMAT_FILE, PRMFormat, Prompt, load_format
-from .heads import new_head_is_expected, step_log_odds, without_head
-
-if TYPE_CHECKING:
-    from torch import nn
-
+from .attention import is_causal
+from .formats import FORMAT_FILE, PUBLIC_MODELS, EncodedSolution, PRMFormat, Prompt, load_format
+from .heads import load_prm, step_log_odds
+from .prefix_sharing import PrefixCache, cut_batches, plan_sharing, why_not_shareable, windows
 
 logger = logging.getLogger(__name__)
+
+WINDOW = 1024
+"""Solutions that are encoded and ordered at a time: enough for batches of nearly equal lengths, few enough that memory
+does not grow with the number of solutions."""
+
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 
 
 class ProcessRewardModel:
@@ -46,6 +48,9 @@ class ProcessRewardModel:
             [`success_probability`] turns them into probabilities.
         max_length (`int`, *optional*):
             Longest input in tokens. `None` takes the model's context window.
+
+    Raises:
+        `ValueError`: where the tokenizer cannot carry the format ([`PRMFormat.check_tokenizer`]).
 
     Example:
 
@@ -71,8 +76,7 @@ class ProcessRewardModel:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min((n for n in (max_length, context) if n is not None), default=None)
         self._label_token_ids = self.format.label_token_ids(tokenizer) if self.format.head == "causal_lm" else None
-        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._collator = StepDataCollator(pad_token_id=pad_token_id)
+        self._pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @classmethod
     def from_pretrained(
@@ -90,52 +94,42 @@ class ProcessRewardModel:
 
         Args:
             path (`str` or `os.PathLike`):
-                Directory that [`ERPRMTrainer`] saved, or a model id. Models from elsewhere need `format`.
+                Directory that [`ERPRMTrainer`] saved, the id of a model in [`PUBLIC_MODELS`], or any other model with
+                its `format`.
             format ([`PRMFormat`] or `str`, *optional*):
-                Layout, or its name. `None` reads `prm_format.json` in the checkpoint.
+                Layout, or its name. `None` reads `prm_format.json` in the checkpoint, then looks into
+                [`PUBLIC_MODELS`].
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
                 Precision of the weights; `"auto"` is that of the checkpoint.
             device (`str` or `torch.device`, *optional*):
-                Where the model goes. `None`: the accelerator where there is one, else the CPU.
+                Where the model goes. `None`: the accelerator where there is one, under `accelerate launch` each
+                process's own, else the CPU.
             max_length (`int`, *optional*):
                 Longest input in tokens.
             **model_init_kwargs:
-                For `from_pretrained` of the model, for example `quantization_config` or `attn_implementation`.
+                For `from_pretrained` of the model, for example `quantization_config`, `attn_implementation` or
+                `revision`.
 
         Raises:
-            `ValueError`: where the directory is not a process reward model, saying what it holds.
+            `ValueError`: where the format is not known, saying what the directory holds; where the checkpoint has
+            another head than the format reads, or none; where the tokenizer cannot carry the format.
         """
         path = str(path)
-        saved = _read_saved_format(path)
-        if format is None and saved is None:
-            held = sorted(p.name for p in Path(path).iterdir()) if Path(path).is_dir() else None
-            raise ValueError(
-                f"{path!r} is not a process reward model of trl-erprm: it has no {FORMAT_FILE}"
-                + (f" (it holds {', '.join(held) or 'nothing'})" if held is not None else " that could be read")
-                + ". Give the directory that `ERPRMTrainer` saved, or, for a model from elsewhere, its `format`."
-            )
-        resolved = load_format(format) if format is not None else PRMFormat.from_dict(saved)
+        hub_arguments = {name: model_init_kwargs[name] for name in _HUB_ARGUMENTS if name in model_init_kwargs}
+        saved = _read_saved_format(path, hub_arguments)
+        resolved = _resolve_format(path, format, saved)
         saved = saved or {}
-        model_init_kwargs["dtype"] = dtype
-        architecture = AutoModelForCausalLM
-        if resolved.head == "token_classification":
-            architecture = AutoModelForTokenClassification
-            if "quantization_config" in model_init_kwargs:
-                model_init_kwargs["quantization_config"] = without_head(model_init_kwargs["quantization_config"])
-            if "num_labels" in saved:
-                model_init_kwargs["num_labels"] = saved["num_labels"]
-        model = _load_model(path, architecture, model_init_kwargs)
-        if device is None and "device_map" not in model_init_kwargs and "quantization_config" not in model_init_kwargs:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        if device is not None:
+        if device is None and "device_map" not in model_init_kwargs:
+            device = process_state().device
+        if device is not None and model_init_kwargs.get("quantization_config") is not None:
+            model_init_kwargs.setdefault("device_map", {"": device})  # quantized as it is loaded, so loaded there
+        model_init_kwargs.setdefault("num_labels", saved.get("num_labels"))
+        model = _load_model(path, resolved, hub_arguments, dtype=dtype, **model_init_kwargs)
+        if device is not None and not getattr(model, "is_quantized", False):
             model = model.to(device)
-        return cls(
-            model,
-            load_tokenizer(path, trust_remote_code=model_init_kwargs.get("trust_remote_code", False)),
-            resolved,
-            eta=saved.get("eta"),
-            max_length=max_length,
-        )
+        trust_remote_code = model_init_kwargs.get("trust_remote_code", False)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, **hub_arguments)
+        return cls(model, tokenizer, resolved, eta=saved.get("eta"), max_length=max_length)
 
     @property
     def device(self) -> torch.device:
@@ -148,8 +142,11 @@ class ProcessRewardModel:
         prompts: Sequence[Prompt],
         steps: Sequence[Sequence[str]],
         batch_size: int = 32,
+        max_tokens_per_batch: int | None = None,
         show_progress: bool = False,
         none_if_too_long: bool = False,
+        share_prompts: bool | None = None,
+        split_between_processes: bool = False,
     ) -> list[list[float] | None]:
         """
         Scores every step of every solution.
@@ -160,101 +157,194 @@ class ProcessRewardModel:
             steps (`Sequence[Sequence[str]]`):
                 The steps of each solution; a solution without steps gets no scores.
             batch_size (`int`, *optional*, defaults to `32`):
-                Solutions a forward pass. Batches are formed by length, so that little is spent on padding.
+                Most solutions in a forward pass. Batches are formed by length, so that little is spent on padding, and
+                are smaller where that costs less.
+            max_tokens_per_batch (`int`, *optional*):
+                Most tokens in a forward pass, padding included. A single solution with more goes alone.
             show_progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
+                Whether the main process shows a progress bar, in solutions.
             none_if_too_long (`bool`, *optional*, defaults to `False`):
                 Whether a solution that does not fit into `max_length` gets `None` (and a warning counts them) instead
                 of being an error.
+            share_prompts (`bool`, *optional*):
+                Whether what solutions of one prompt begin with runs through the model once, for all of them. `None`:
+                where that saves time, and the model can. Candidates of a prompt should stand together: prompts are
+                compared within parts of about a thousand solutions.
+            split_between_processes (`bool`, *optional*, defaults to `False`):
+                Under `accelerate launch`: `True` where every process is given the same solutions; each then scores its
+                share, and all get all scores. The default leaves each process to what it is given, since in
+                reinforcement learning every process has solutions of its own.
 
         Returns:
             `list[list[float]]`: scores in [0, 1], as many a solution as it has steps, in the order given. They do not
-            depend on what else is in the batch, up to rounding (1e-5 in float32).
+            depend on what else is scored beside it, up to rounding: 1e-5 in float32; 5e-2 in bfloat16, in which scores
+            are that far from float32's anyway (measured with 24 layers: 0.025 and 0.016).
 
         Raises:
-            `ValueError`: for unequal numbers of prompts and solutions, an empty prompt or step, and a solution that
-            does not fit into `max_length`; each names the solution.
+            `ValueError`: for unequal numbers of prompts and solutions, an empty prompt or step, a tag that merges with
+            its neighbours, and a solution that does not fit into `max_length`, each naming the solution; and for
+            `share_prompts=True` with a model that cannot.
         """
         if len(prompts) != len(steps):
             raise ValueError(f"Got {len(prompts)} prompts, but {len(steps)} solutions. Give one prompt a solution.")
-        encoded: dict[int, dict] = {}
-        too_long: list[int] = []
-        for i, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
-            if not len(solution):
-                continue
-            try:
-                one = self.format.encode(self.tokenizer, prompt, solution)
-            except ValueError as error:
-                raise ValueError(f"Solution {i}: {error}") from error
-            if self.max_length is not None and len(one.input_ids) > self.max_length:
-                if none_if_too_long:
-                    too_long.append(i)
-                    continue
-                raise ValueError(
-                    f"Solution {i} has {len(one.input_ids)} tokens in {len(solution)} steps, but the model reads at "
-                    f"most {self.max_length}. Shorten it, or score its first steps only."
-                )
-            encoded[i] = {"input_ids": one.input_ids, "step_ends": one.step_ends}
-            encoded[i]["step_labels"] = [0.0] * len(one.step_ends)  # marks the step ends for the collator
+        for name, value in (("batch_size", batch_size), ("max_tokens_per_batch", max_tokens_per_batch)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        obstacle = why_not_shareable(self.model)
+        if share_prompts and obstacle:
+            raise ValueError(f"This model cannot share prompts: {obstacle}. Leave `share_prompts` to its default.")
+        share = False if obstacle else share_prompts
+        limits = {"batch_size": batch_size, "max_tokens": max_tokens_per_batch}
+        window_size = max(1, WINDOW // batch_size) * batch_size
 
-        order = sorted(encoded, key=lambda i: -len(encoded[i]["input_ids"]))  # longest first: memory peaks at once
-        scores: list[list[float] | None] = [[] for _ in prompts]
-        for i in too_long:
-            scores[i] = None
-        if too_long:
-            logger.warning(
-                f"{len(too_long)} of {len(prompts)} solutions are longer than the {self.max_length} tokens that the "
-                "model reads, and get no score."
-            )
-        batches = range(0, len(order), batch_size)
-        if show_progress:
-            from tqdm.auto import tqdm
+        is_main = process_state().is_main_process
+        bar = {"desc": "Scoring", "unit": "solution", "disable": not (show_progress and is_main)}
 
-            batches = tqdm(batches, desc="Scoring", unit="batch")
-        for start in batches:
-            indices = order[start : start + batch_size]
-            batch = {k: v.to(self.device) for k, v in self._collator([encoded[i] for i in indices]).items()}
-            is_step_end = ~batch.pop("per_token_labels").isnan()
-            flat = step_log_odds(self.model, batch, is_step_end, self._label_token_ids).sigmoid().tolist()
-            for i in indices:
-                n = len(encoded[i]["step_ends"])
-                scores[i], flat = flat[:n], flat[n:]
-        return scores
+        def scores_of(indices: Sequence[int]) -> dict[int, list[float] | None]:
+            scores = {}
+            with tqdm(total=len(indices), **bar) as progress:
+                for window in windows(prompts, indices, window_size):
+                    encoded = self._encode(prompts, steps, window, none_if_too_long)
+                    # Without steps, or too long: scored already.
+                    scores.update((i, None if len(steps[i]) else []) for i in window if i not in encoded)
+                    progress.update(len(window) - len(encoded))
+                    for of_batch in self._score_window(encoded, prompts, limits, share):
+                        scores.update(of_batch)
+                        progress.update(len(of_batch))
+            return scores
+
+        indices = range(len(prompts))
+        scores = _split_between_processes(scores_of, indices) if split_between_processes else scores_of(indices)
+        num_too_long = sum(of_solution is None for of_solution in scores.values())
+        if num_too_long and (is_main or not split_between_processes):
+            are_longer = f"{num_too_long} of {len(prompts)} solutions are longer than the {self.max_length} tokens"
+            logger.warning(f"{are_longer} that the model reads, and get no score.")
+        return [scores[i] for i in indices]
 
     def score_text(
         self, prompts: Sequence[Prompt], completions: Sequence[str], split_how: str = "newline", **kwargs
-    ) -> list[list[float]]:
+    ) -> list[list[float] | None]:
         """Splits each completion into steps ([`split_steps`]) and scores them; further arguments go to [`score`]."""
         return self.score(prompts, [step_texts(text, split_how) for text in completions], **kwargs)
 
+    def _encode(
+        self, prompts: Sequence[Prompt], steps: Sequence[Sequence[str]], indices: Sequence[int], none_if_too_long: bool
+    ) -> dict[int, EncodedSolution]:
+        """By index, the solutions that have steps and fit into `max_length`."""
+        indices = [i for i in indices if len(steps[i])]
+        solutions = self.format.encode_batch(
+            self.tokenizer,
+            [prompts[i] for i in indices],
+            [steps[i] for i in indices],
+            name_solution=lambda k: f"Solution {indices[k]}: ",
+        )
+        encoded = {}
+        for i, solution in zip(indices, solutions, strict=True):
+            if self.max_length is None or len(solution.input_ids) <= self.max_length:
+                encoded[i] = solution
+            elif not none_if_too_long:
+                raise ValueError(
+                    f"Solution {i} has {len(solution.input_ids)} tokens in {len(steps[i])} steps, but the model reads "
+                    f"at most {self.max_length}. Shorten it, or score its first steps only."
+                )
+        return encoded
 
-def _read_saved_format(path: str) -> dict | None:
+    def _score_window(
+        self, encoded: dict[int, EncodedSolution], prompts: Sequence[Prompt], limits: dict, share: bool | None
+    ) -> Iterator[dict[int, list[float]]]:
+        """Yields the scores of each batch, by index."""
+        for indices, prefix_length in plan_sharing(encoded, prompts, share, **limits):
+            indices = sorted(indices, key=lambda i: -len(encoded[i].input_ids))  # longest first: memory peaks at once
+            prefix = encoded[indices[0]].input_ids[:prefix_length] if prefix_length else None
+            cache = PrefixCache.of(prefix, self.model, self._label_token_ids) if prefix else None
+            batches, _ = cut_batches([len(encoded[i].input_ids) - prefix_length for i in indices], **limits)
+            for batch in batches:
+                rows = [encoded[i] for i in indices[batch]]
+                yield dict(zip(indices[batch], self._score_batch(rows, prefix_length, cache), strict=True))
+
+    def _score_batch(
+        self, rows: list[EncodedSolution], prefix_length: int = 0, cache: PrefixCache | None = None
+    ) -> list[list[float]]:
+        """Scores of solutions whose first `prefix_length` tokens are in the cache."""
+        ids = [torch.tensor(row.input_ids[prefix_length:]) for row in rows]
+        inputs = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=self._pad_token_id).to(self.device)}
+        is_step_end = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            is_step_end[i, [end - prefix_length for end in row.step_ends]] = True
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        elif not is_causal(self.model):
+            # Elsewhere no mask is needed: padding is behind every token that counts. And sdpa is faster without.
+            lengths = torch.tensor([len(of_row) for of_row in ids])
+            inputs["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long().to(self.device)
+        scores = step_log_odds(self.model, inputs, is_step_end.to(self.device), self._label_token_ids).sigmoid()
+        return [of_row.tolist() for of_row in scores.cpu().split([len(row.step_ends) for row in rows])]
+
+
+def _split_between_processes(scores_of, indices: Sequence[int]) -> dict[int, list[float] | None]:
+    """Scores of all solutions, on every process; an error in one share is raised by all, so that none waits for it."""
+    state = process_state()
+    own, error = {}, None
+    try:
+        own = scores_of(indices[state.process_index :: state.num_processes])  # every n-th: shares of like lengths
+    except ValueError as raised:
+        error = str(raised)
+    shares = gather_object([(own, error)])
+    if errors := [error for _, error in shares if error]:
+        raise ValueError(errors[0])
+    return {i: of_solution for share, _ in shares for i, of_solution in share.items()}
+
+
+def _resolve_format(path: str, format: PRMFormat | str | None, saved: dict | None) -> PRMFormat:
+    if format is not None:
+        return load_format(format)
+    if saved is not None:
+        return PRMFormat.from_dict(saved)
+    public = {model_id.lower(): name for model_id, name in PUBLIC_MODELS.items()}  # the Hub ignores case as well
+    if path.lower() in public:
+        return load_format(public[path.lower()])
+    held = sorted(p.name for p in Path(path).iterdir()) if Path(path).is_dir() else None
+    raise ValueError(
+        f"{path!r} is not a process reward model of trl-erprm: it has no {FORMAT_FILE}"
+        + (f" (it holds {', '.join(held) or 'nothing'})" if held is not None else " that could be read")
+        + ". Give the directory that `ERPRMTrainer` saved, or, for a model from elsewhere, its `format`."
+    )
+
+
+def _read_saved_format(path: str, hub_arguments: dict) -> dict | None:
     """The content of a checkpoint's `prm_format.json`, from a directory or, for a model id, from the hub."""
     if Path(path).exists():
         file = Path(path) / FORMAT_FILE
         return json.loads(file.read_text("utf-8")) if file.is_file() else None
-    from transformers.utils import cached_file
-
-    file = cached_file(
-        path,
-        FORMAT_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    file = cached_file(path, FORMAT_FILE, **quietly, **hub_arguments)
     return json.loads(Path(file).read_text("utf-8")) if file else None
 
 
-def _load_model(path: str, architecture: type, model_init_kwargs: dict) -> nn.Module:
-    if (Path(path) / "adapter_config.json").is_file():
-        from peft import PeftConfig, PeftModel
+def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_kwargs) -> nn.Module:
+    """The model with its trained head; of an adapter, the base model with the adapter on top."""
+    if find_adapter_config_file(path, **hub_arguments) is None:
+        return load_prm(path, format, head_must_be_trained=True, **model_init_kwargs)
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
 
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
-        return PeftModel.from_pretrained(_from_pretrained(base, architecture, model_init_kwargs), path)
-    return _from_pretrained(path, architecture, model_init_kwargs)
-
-
-def _from_pretrained(path: str, architecture: type, model_init_kwargs: dict) -> nn.Module:
-    # An adapter's base has no head yet (the adapter brings it); the report about it would only alarm.
-    with new_head_is_expected():
-        return architecture.from_pretrained(path, **model_init_kwargs)
+    config = PeftConfig.from_pretrained(path, **hub_arguments)
+    head = "score" if format.head == "token_classification" else "lm_head"
+    weights = load_peft_weights(path, device="cpu", **hub_arguments)
+    brings_head = any(f".{head}." in name and ".lora_" not in name for name in weights)
+    model_init_kwargs.pop("revision", None)  # it was the adapter's
+    if config.revision is not None:
+        model_init_kwargs["revision"] = config.revision
+    try:
+        base = load_prm(
+            config.base_model_name_or_path, format, head_must_be_trained=not brings_head, **model_init_kwargs
+        )
+    except ValueError as error:
+        if brings_head:
+            raise
+        raise ValueError(
+            f"The adapter {path!r} brings no trained head (`{head}`), and its base model has none either: {error} An "
+            f"adapter for a token-classification format is trained with `modules_to_save=['score']`."
+        ) from error
+    return PeftModel.from_pretrained(base, path, **hub_arguments)

@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import copy
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -37,15 +36,17 @@ from transformers import (
 )
 from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from ..arguments import load_tokenizer
-from ..data import validate_stepwise_rows
-from ..labeling.estimators import entropy_regularized_value_from_counts
+from .attention import is_causal, use_packed_attention, why_not_padding_free
 from .collator import StepDataCollator
 from .config import ERPRMConfig
+from .dataset import ENCODED_COLUMNS, OPTIONAL_COLUMNS, encode_dataset, label_rows, step_weighting
 from .formats import PRMFormat
-from .heads import new_head_is_expected, step_log_odds, without_head
+from .heads import load_prm, step_log_odds
+from .metrics import auroc, brier_score, calibration_error, first_error_f1, step_accuracy
+from .model_card import add_to_model_card
 
 logger = get_logger(__name__)
 
@@ -88,11 +89,24 @@ class ERPRMTrainer(RewardTrainer):
 
     Logged metrics (in evaluation with the prefix `eval_`), each over the labelled steps since the last log:
 
-    - `loss`: mean loss a step (lower is better).
+    - `loss`: mean loss a step, in nats for `soft_cross_entropy` (lower is better). In training it is the loss that is
+      minimized, over the last optimizer steps, weights of steps included; in evaluation without weights.
     - `step_accuracy`: share of steps whose score and label lie on the same side of 0.5 (higher is better).
+    - `step_auroc`: probability that a good step scores higher than a bad one, in [0, 1]; a soft label V is V of a good
+      step and 1 - V of a bad one, so with soft labels 1 cannot be reached (higher is better, 0.5 is chance).
     - `brier_score`: mean squared difference between score and label (lower is better).
+    - `calibration_error`: expected calibration error, the mean distance between score and label over ten bins of the
+      score, in [0, 1] (arXiv 1706.04599; lower is better).
+    - `first_error_f1`: is the first wrong step found? Harmonic mean of the share of solutions with a wrong step whose
+      first one is found exactly, and the share of solutions without that are seen to be so, at 0.5, in [0, 1]
+      (ProcessBench, arXiv 2412.06559; higher is better).
+    - `outcome_auroc`: where rows have an `outcome`, the probability that a solution with a right answer scores higher
+      than one with a wrong answer, a solution's score being the least of its steps' (higher is better).
     - `mean_score`, `mean_label`: means of score and label, in [0, 1]; they should agree.
-    - `num_tokens`: tokens trained on so far.
+    - `num_tokens`: tokens trained on so far, padding aside.
+
+    What these solutions do not determine (a ranking without a bad step) is not logged. With `compute_metrics`, its
+    predictions and labels are arrays of solutions x steps, -100 where a step has no label.
     """
 
     # `compute_loss` divides by the steps of the whole optimizer step, so no further scaling is needed.
@@ -149,6 +163,19 @@ class ERPRMTrainer(RewardTrainer):
         self.format.check_tokenizer(processing_class)
         self.label_token_ids = self.format.label_token_ids(processing_class) if args.head == "causal_lm" else None
 
+        self._is_causal = is_causal(model)
+        self.padding_free = self._use_padding_free(model, args)
+        self._train_dataset_is_prepared = False
+        # Scores, labels, losses and outcomes of the solutions since the last log.
+        self._records: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
+
+        if args.accelerator_config.dispatch_batches:
+            logger.warning(
+                "`dispatch_batches=True` cuts one process's batches up for the others, which batches of solutions do not "
+                "allow. It is set to `False`."
+            )
+        args.accelerator_config.dispatch_batches = False  # None would be True for streaming datasets
+
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
             # PEFT's kinds of model differ in the methods they expect: a token classifier has none for generation.
@@ -162,6 +189,7 @@ class ERPRMTrainer(RewardTrainer):
             kwargs["data_collator"] = StepDataCollator(
                 pad_token_id=processing_class.convert_tokens_to_ids(pad_token),
                 pad_to_multiple_of=args.pad_to_multiple_of,
+                padding_free=self.padding_free,
             )
         with _accepted_by_reward_trainer(model, args):
             super().__init__(
@@ -181,8 +209,6 @@ class ERPRMTrainer(RewardTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        # Sums of each metric over the steps since the last log, and the number of these steps.
-        self._metric_sums = {"train": torch.zeros(6), "eval": torch.zeros(6)}
 
     @staticmethod
     def _load_model(path: str, args: ERPRMConfig, quantization_config: Any) -> PreTrainedModel:
@@ -191,16 +217,9 @@ class ERPRMTrainer(RewardTrainer):
         if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
             model_init_kwargs["device_map"] = None  # "auto" would spread one copy over the processes' devices
         model_init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        if args.head == "causal_lm":
-            architecture = AutoModelForCausalLM
-        else:
-            architecture = AutoModelForTokenClassification
-            model_init_kwargs["num_labels"] = args.num_labels
-            quantization_config = without_head(quantization_config)
         if quantization_config is not None:
             model_init_kwargs["quantization_config"] = quantization_config
-        with new_head_is_expected():
-            return create_model_from_path(path, architecture, **model_init_kwargs)
+        return load_prm(path, args.build_format(), args.num_labels, **model_init_kwargs)
 
     @staticmethod
     def _check_head(model: PreTrainedModel, args: ERPRMConfig) -> None:
@@ -223,14 +242,29 @@ class ERPRMTrainer(RewardTrainer):
                 "it with `AutoModelForCausalLM`, give its path instead, or set `head='token_classification'`."
             )
 
+    @staticmethod
+    def _use_padding_free(model: PreTrainedModel, args: ERPRMConfig) -> bool:
+        base = model.get_base_model() if is_peft_model(model) else model
+        obstacle = why_not_padding_free(base)
+        if args.padding_free and obstacle:
+            raise ValueError(
+                f"`padding_free=True`, but {type(base).__name__} cannot take batches without padding: {obstacle}. "
+                "Leave `padding_free` out, or choose another `attn_implementation` in `model_init_kwargs`."
+            )
+        if args.padding_free is False or obstacle:
+            return False
+        use_packed_attention(base)
+        return True
+
     # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        # The training set is prepared first; one of the evaluation sets may go by the same name.
+        is_train = dataset_name == "train" and not self._train_dataset_is_prepared
+        self._train_dataset_is_prepared = True
         columns = get_dataset_column_names(dataset)
-        if {"input_ids", "step_ends", "step_labels"} <= set(columns):
+        if set(ENCODED_COLUMNS) <= set(columns):
             return dataset
-        is_map_style = isinstance(dataset, Dataset)
-        last_step_only = args.train_on_last_step_only and dataset_name == "train"
         from_counts = {"num_correct", "num_rollouts"} <= set(columns) and args.eta is not None
         if args.eta is not None and not from_counts:
             raise ValueError(
@@ -238,156 +272,156 @@ class ERPRMTrainer(RewardTrainer):
                 f"columns {', '.join(columns)}. Add `num_correct` and `num_rollouts`, or leave `eta` out to train on "
                 "`labels` as they are."
             )
-
-        def label(row: dict, index: int) -> dict:
-            if from_counts:
-                counts = row["num_correct"], row["num_rollouts"]
-                if not len(row["completions"]) == len(counts[0]) == len(counts[1]):
-                    raise ValueError(
-                        f"Row {index} of the {dataset_name} dataset has {len(row['completions'])} steps, but "
-                        f"{len(counts[0])} `num_correct` and {len(counts[1])} `num_rollouts`. Give one of each a step."
-                    )
-                try:
-                    values = entropy_regularized_value_from_counts(*counts, args.eta)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"Row {index} of the {dataset_name} dataset: {error}") from error
-                row["labels"] = [float(value) for value in values]
-            return row
-
-        def encode(row: dict, index: int) -> dict:
-            if not is_map_style:
-                validate_stepwise_rows(row, row_number=index)
-            try:
-                encoded = self.format.encode(processing_class, row["prompt"], row["completions"], args.max_length)
-            except ValueError as error:
-                raise ValueError(f"Row {index} of the {dataset_name} dataset: {error}") from error
-            step_labels = [math.nan if v is None else float(v) for v in row["labels"]]
-            if last_step_only:
-                step_labels[:-1] = [math.nan] * (len(step_labels) - 1)
-            return {
-                "input_ids": encoded.input_ids,
-                "step_ends": encoded.step_ends,
-                "step_labels": step_labels[: len(encoded.step_ends)],
-                "num_dropped_steps": encoded.num_dropped_steps,
-            }
-
-        map_kwargs = {"with_indices": True}
-        if is_map_style:
-            map_kwargs["num_proc"] = args.dataset_num_proc
         with args.main_process_first(local=False, desc=f"preparing the {dataset_name} dataset"):
             if from_counts:
-                dataset = dataset.map(label, **map_kwargs, **_desc(is_map_style, f"Labelling {dataset_name} dataset"))
-            if is_map_style:
-                validate_stepwise_rows(dataset)
-            dataset = dataset.map(
-                encode,
-                remove_columns=columns,
-                **map_kwargs,
-                **_desc(is_map_style, f"Tokenizing {dataset_name} dataset"),
+                of_map = {"num_proc": args.dataset_num_proc, "desc": f"Labelling {dataset_name} dataset"}
+                dataset = label_rows(
+                    dataset, args.eta, dataset_name, **(of_map if isinstance(dataset, Dataset) else {})
+                )
+            weights_of = None
+            if is_train:
+                weights_of = step_weighting(
+                    dataset,
+                    args.weight_by_rollouts,
+                    args.balance_classes,
+                    last_step_only=args.train_on_last_step_only,
+                )
+            return encode_dataset(
+                dataset,
+                self.format,
+                processing_class,
+                name=dataset_name,
+                columns=columns,
+                num_proc=args.dataset_num_proc,
+                max_length=args.max_length,
+                last_step_only=args.train_on_last_step_only and is_train,
+                weights_of=weights_of,
             )
-            return self._drop_rows_without_steps(dataset, args, dataset_name) if is_map_style else dataset
-
-    def _drop_rows_without_steps(self, dataset: Dataset, args: ERPRMConfig, dataset_name: str) -> Dataset:
-        """Reports what `max_length` cut off, and leaves out the rows of which nothing to learn from remains."""
-        num_dropped = sum(dataset["num_dropped_steps"])
-        kept = [i for i, labels in enumerate(dataset["step_labels"]) if any(not math.isnan(label) for label in labels)]
-        if num_dropped:
-            logger.warning(
-                f"{num_dropped} steps of the {dataset_name} dataset lie beyond `max_length` ({args.max_length} "
-                "tokens) and were dropped together with their labels."
-            )
-        if not kept:
-            raise ValueError(
-                f"No row of the {dataset_name} dataset has a labelled step within `max_length` ({args.max_length} "
-                f"tokens); {num_dropped} steps were cut off. Raise `max_length`, or check the labels."
-            )
-        if len(kept) < len(dataset):
-            logger.warning(
-                f"{len(dataset) - len(kept)} of {len(dataset)} rows of the {dataset_name} dataset have no labelled "
-                f"step within `max_length` ({args.max_length} tokens) and were left out."
-            )
-            dataset = dataset.select(kept)
-        return dataset.remove_columns("num_dropped_steps")
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = ["input_ids", "step_ends", "step_labels"]
+            self._signature_columns = [*ENCODED_COLUMNS, *OPTIONAL_COLUMNS]
 
     # Loss
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        num_steps = sum((~batch["per_token_labels"].isnan()).sum() for batch in batch_samples)
-        if not torch.is_tensor(num_steps):
+        """The weight of all labelled steps of the optimizer step, which the sum of their losses is divided by."""
+        weights = [_step_weights(batch).sum() for batch in batch_samples]
+        if not weights:
             return None  # no batch was left
-        num_steps = num_steps.to(device)
+        total = torch.stack(weights).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            num_steps = self.accelerator.gather(num_steps).sum()
-        return num_steps
+            total = self.accelerator.gather(total).sum()
+        return total
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
         inputs = dict(inputs)
-        per_token_labels = inputs.pop("per_token_labels")
-        is_step_end = ~per_token_labels.isnan()
-        labels = per_token_labels[is_step_end]
+        weights = _step_weights(inputs)
+        is_step_end, step_labels = inputs.pop("is_step_end"), inputs.pop("step_labels")
+        outcomes = inputs.pop("outcomes", None)
+        inputs.pop("step_weights", None)
+        num_tokens = (
+            inputs["attention_mask"].sum()
+            if "attention_mask" in inputs
+            else inputs["cu_seq_lens_q"][len(step_labels)]  # where the last solution ends, and filling may begin
+        )
+        if self._is_causal:
+            # Padding stands on the right, where no real token looks: without a mask, attention takes its causal path.
+            inputs.pop("attention_mask", None)
+
+        is_labelled = ~step_labels.isnan()
+        labels = step_labels[is_labelled]
         log_odds = step_log_odds(
             model, inputs, is_step_end, self.label_token_ids, self.accelerator.unwrap_model(model, False)
         )
         losses = step_losses(log_odds, labels, self.args.loss_type)
         # A batch without a labelled step has loss 0 and gradient 0, not 0/0.
-        num_steps = is_step_end.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / torch.as_tensor(num_steps).clamp(min=1)
+        total = weights.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = (losses * weights).sum() / torch.where(total > 0, total, 1.0)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The steps of all processes were counted, and DDP averages over processes.
             loss = loss * self.accelerator.num_processes
 
         if mode == "train":
-            num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += num_tokens // self._tp_size
+            if not self._total_train_tokens and self.state.global_step:  # resumed from a checkpoint
+                logged = (e["num_tokens"] for e in reversed(self.state.log_history) if "num_tokens" in e)
+                self._total_train_tokens = next(logged, 0)
+            self._total_train_tokens += self.accelerator.gather(num_tokens).sum().item() // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        self._add_metrics(mode, losses.detach(), log_odds.detach(), labels)
-        return (loss, {"log_odds": log_odds}) if return_outputs else loss
+        step_scores = torch.full_like(step_labels, torch.nan)
+        step_scores[is_labelled] = log_odds.detach().sigmoid()
+        step_losses_of = torch.full_like(step_labels, torch.nan)
+        step_losses_of[is_labelled] = losses.detach()
+        self._record(mode, step_scores, step_labels, step_losses_of, outcomes)
+        return (loss, {"step_scores": step_scores, "step_labels": step_labels}) if return_outputs else loss
 
-    def _add_metrics(self, mode: str, losses: torch.Tensor, log_odds: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds this batch to the sums behind the metrics, over all processes."""
-        scores = log_odds.sigmoid()
-        sums = torch.stack(
-            [
-                losses.sum(),
-                ((scores > 0.5) == (labels > 0.5)).float().sum(),
-                (scores - labels).square().sum(),
-                scores.sum(),
-                labels.sum(),
-                torch.tensor(float(labels.numel()), device=labels.device),
-            ]
-        )
-        self._metric_sums[mode] = self._metric_sums[mode] + self.accelerator.gather(sums.unsqueeze(0)).sum(dim=0).cpu()
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        # `compute_metrics` gets scores and labels of solutions x steps, -100 where there is no label.
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), outputs["step_scores"].nan_to_num(-100.0), outputs["step_labels"].nan_to_num(-100.0)
+
+    # Metrics
+
+    def _record(self, mode, step_scores, step_labels, losses, outcomes) -> None:
+        """Keeps what the metrics are computed from at the next log: of every solution of every process."""
+        if outcomes is None:
+            outcomes = step_labels.new_full((len(step_labels),), torch.nan)
+        # shape (B, K, 4); K is the most steps of a solution in this batch, of any process
+        record = torch.stack([step_scores, step_labels, losses, outcomes[:, None].expand_as(step_labels)], dim=2)
+        record = self.accelerator.pad_across_processes(record, dim=1, pad_index=torch.nan)
+        # In evaluation, the last batch may hold solutions twice, so that all processes have as many.
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        self._records[mode].append(gather(record))
 
     def log(self, logs, start_time=None):
-        mode = "train" if self.model.training else "eval"
-        loss, *sums, num_steps = self._metric_sums[mode].tolist()
-        if num_steps:
-            # Sums over steps divided once, so that a metric does not depend on how steps fall into batches.
-            prefix = ""
-            if mode == "eval":
-                # The key of the loss holds the name of the evaluation set, of several ("eval_easy_loss"). Its value is
-                # replaced: Trainer averages the means of the batches.
-                [loss_key] = [key for key in logs if re.fullmatch(r"eval_(.+_)?loss", key)] or ["eval_loss"]
-                logs[loss_key] = loss / num_steps
-                prefix = loss_key.removeprefix("eval_").removesuffix("loss")
-            for name, value in zip(("step_accuracy", "brier_score", "mean_score", "mean_label"), sums, strict=True):
-                self._metrics[mode][prefix + name] = [value / num_steps]
-        self._metric_sums[mode] = torch.zeros(6)
+        if self.model.training and self._records["train"]:
+            _, metrics = step_metrics(self._records["train"])
+            self._records["train"] = []
+            self._metrics["train"].update({name: [value] for name, value in metrics.items()})
         super().log(logs, start_time)
 
-    # Checkpoints
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        self._records["eval"] = []  # of a loop that was interrupted
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        records, self._records["eval"] = self._records["eval"], []
+        if records:
+            loss, metrics = step_metrics(records)
+            # The loss is replaced: Trainer averages the means of the batches.
+            metrics = {**metrics, "loss": loss}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, "test")  # as `evaluate`
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    # Checkpoints and model card
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if not self.is_world_process_zero():
+            return
+        card = Path(self.args.output_dir) / "README.md"
+        model_id = self.hub_model_id or self.args.output_dir
+        args = self.args
+        text = add_to_model_card(
+            card.read_text("utf-8"), model_id, self.format, args.num_labels, args.eta, args.loss_type
+        )
+        card.write_text(text, "utf-8")
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict=state_dict)
         self.format.save(
             output_dir or self.args.output_dir,
             eta=self.args.eta,
-            num_labels=self.args.num_labels,
+            num_labels=self.args.num_labels if self.args.head == "token_classification" else None,
         )
 
 
@@ -421,8 +455,49 @@ def step_losses(log_odds: torch.Tensor, labels: torch.Tensor, loss_type: str = "
     return F.binary_cross_entropy_with_logits(log_odds, labels, reduction="none")
 
 
-def _desc(is_map_style: bool, text: str) -> dict:
-    return {"desc": text} if is_map_style else {}  # `IterableDataset.map` takes no `desc`
+def step_metrics(records: Sequence[torch.Tensor]) -> tuple[float, dict[str, float]]:
+    """
+    The mean loss and the metrics of [`ERPRMTrainer`] over recorded solutions.
+
+    Args:
+        records (`Sequence[torch.Tensor]`):
+            Each of shape `(B, K, 4)`: score, label and loss of each step, NaN where it has none, and its solution's
+            outcome, NaN where it is not known.
+
+    Returns:
+        `tuple[float, dict[str, float]]`: mean loss a step, NaN without a label, and metrics by name, without those
+        that these solutions do not determine.
+    """
+    most = max(record.shape[1] for record in records)
+    solutions = np.concatenate(
+        [F.pad(r.float(), (0, 0, 0, most - r.shape[1]), value=torch.nan).cpu().double().numpy() for r in records]
+    )
+    scores, labels, losses, outcomes = np.moveaxis(solutions, 2, 0)
+    is_labelled = ~np.isnan(labels)
+    metrics = {
+        "step_accuracy": step_accuracy(scores[is_labelled], labels[is_labelled]),
+        "step_auroc": auroc(scores[is_labelled], labels[is_labelled]),
+        "brier_score": brier_score(scores[is_labelled], labels[is_labelled]),
+        "calibration_error": calibration_error(scores[is_labelled], labels[is_labelled]),
+        "first_error_f1": first_error_f1(scores, labels).f1,
+    }
+    has_outcome = is_labelled.any(axis=1) & ~np.isnan(outcomes[:, :1]).all(axis=1)
+    if has_outcome.any():
+        solution_scores = np.nanmin(np.where(is_labelled, scores, np.nan)[has_outcome], axis=1)
+        metrics["outcome_auroc"] = auroc(solution_scores, outcomes[has_outcome, 0])
+    if not is_labelled.any():
+        return math.nan, {}
+    metrics["mean_score"] = float(scores[is_labelled].mean())
+    metrics["mean_label"] = float(labels[is_labelled].mean())
+    # A metric that is not determined (a ranking without a bad step) is left out, not logged as NaN.
+    return float(losses[is_labelled].mean()), {n: value for n, value in metrics.items() if not math.isnan(value)}
+
+
+def _step_weights(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Weights of the labelled steps of a batch, in the order of its step ends: shape `(num_labelled_steps,)`."""
+    is_labelled = ~batch["step_labels"].isnan()
+    weights = batch.get("step_weights")
+    return (torch.ones_like(batch["step_labels"]) if weights is None else weights)[is_labelled]
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from trl_erprm.arguments import (
 from trl_erprm.data import to_stepwise_rows
 from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
 
-
 # Of those that the trainer logs, those shown at the end; its docstring defines them.
 STEP_METRICS = (
     "step_accuracy",

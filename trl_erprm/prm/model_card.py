@@ -75,8 +75,8 @@ def _meaning(eta: float | None) -> str:
         )
     return (
         "A step's score estimates the entropy-regularized value of the solution so far, "
-        f"V = (1/eta) log E[exp(eta * outcome)] with eta = {eta:g}, over rollouts of the policy that labelled the data "
-        "(0: the mean outcome, the probability of success; inf: whether any rollout succeeds). "
+        f"V = (1/eta) log E[exp(eta * outcome)] with eta = {eta:g}, over rollouts of the policy that labelled the "
+        "data (0: the mean outcome, the probability of success; inf: whether any rollout succeeds). "
         "`trl_erprm.success_probability(score, eta)` turns it into a probability of success."
     )
 

@@ -224,6 +224,25 @@ def test_er_prm():
         assert to_stepwise_rows(Dataset.from_list([{"text": text + end, "value": [0.813, 1.0]}]))[0] == expected
 
 
+@pytest.mark.parametrize(
+    "values, expected", [(["+", "-"], [1.0, 0.0]), ([0.813, 1], [0.813, 1.0]), ([1, 0], [1.0, 0.0])]
+)
+def test_openrlhf(values, expected):
+    text = "2+3+4? Step 1: 2+3=5 ки\nStep 2: 5+4=8 ки"
+    assert to_stepwise_rows(Dataset.from_list([{"input": text, "value": values, "id": 3}]))[0] == {
+        "prompt": "2+3+4?",
+        "completions": ["Step 1: 2+3=5", "Step 2: 5+4=8"],
+        "labels": expected,
+        "id": 3,
+    }
+
+
+def test_openrlhf_labels_tags():
+    """What follows the last tag is a step without a label, as in Math-Shepherd."""
+    row = {"input": "x? Step 1: a ки Step 2: b", "value": ["-"]}
+    assert to_stepwise_rows(Dataset.from_list([row]))[0]["labels"] == [0.0, None]
+
+
 RAW_PRM800K = {
     "question": {"problem": "2+3+4?", "ground_truth_answer": "9"},
     "label": {
@@ -318,6 +337,12 @@ def test_stepwise_columns_of_no_layout():
         ({"input": "Step 1: a ки", "label": "Step 1: a +"}, "Row 1: `prompt` must not be empty"),
         ({"text": "x? Step 1: a ки Step 2: b ки", "value": [1.0]}, "Row 1: .* got 1 for 2 steps"),
         ({"text": "x? Step 1: a ки", "value": [-0.1]}, "Row 1: label 0 must be in"),
+        ({"text": "x? Step 1: a ки Step 2: b", "value": [1.0]}, "Row 1: .* got 1 for 2 steps"),
+        ({"input": "x? Step 1: a ки Step 2: b ки", "value": [1.0]}, "Row 1: .* got 1 for 2 steps .*with 2 tags"),
+        ({"input": "x? Step 1: a ки", "value": [1.0, 0.0]}, "Row 1: .* got 2 for 1 steps"),
+        ({"input": "x? Step 1: a ки", "value": [1.5]}, "Row 1: label 0 must be in .*, got 1.5"),
+        ({"input": "x? Step 1: a ки", "value": None}, "Row 1: the column `value` must be a list .*, got None"),
+        ({"input": "x? a ки", "value": [1.0]}, "Row 1: no `Step 1:` stands before the first tag"),
         ({"text": "x? Step 1: a ки", "value": None}, "Row 1: the column `value` must be a list .*, got None"),
         ({"prompt": "x?", "completions": ["a"], "ratings": [2]}, "Row 1: a rating must be 1, 0, -1 or None, got 2"),
         ({"prompt": "x?", "completions": ["a"], "ratings": None}, "Row 1: the column `ratings` must be a list"),
@@ -332,6 +357,13 @@ def test_unreadable_stepwise_rows(row, message, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(to_stepwise_rows(dataset, skip_unreadable=True)) == 1
     assert "1 of 2 rows could not be read" in caplog.text
+
+
+def test_unknown_marks():
+    good, bad = ({"input": "x? Step 1: a ки", "value": [mark]} for mark in "+?")
+    with pytest.raises(ValueError, match=r"Row 1: value 0 must be '\+', '-' or a number in \[0, 1\], got '\?'"):
+        to_stepwise_rows(Dataset.from_list([good, bad]))
+    assert to_stepwise_rows(Dataset.from_list([good, bad]), skip_unreadable=True)["labels"][:] == [[1.0]]
 
 
 def test_unreadable_prm800k_rows():

@@ -57,6 +57,7 @@ STEPWISE_LAYOUTS: dict[str, tuple[str, ...]] = {
     "PRM800K": ("question", "label"),
     "Math-Shepherd": ("input", "label"),
     "ER-PRM": ("text", "value"),
+    "OpenRLHF": ("input", "value"),
     "OmegaPRM (math-aps)": ("question", "reasoning_steps"),
 }
 """Columns by which [`to_stepwise_rows`] recognizes each layout, in the order of preference."""
@@ -223,6 +224,8 @@ def to_stepwise_rows(dataset: Dataset, neutral_label: float = 1.0, skip_unreadab
       which `label` has `+` (1.0) or `-` (0.0). Steps keep their `Step k:` and their calculator marks.
     - **ER-PRM** (`text`, `value`, the format that its repository trains on): the text as in Math-Shepherd, and one
       value in [0, 1] for each tag. The last step may lack its tag, as its conversion script writes it.
+    - **OpenRLHF** (`input`, `value`, what its `train_prm` reads with `--placeholder_token ки`): the text as in
+      Math-Shepherd, and for each tag `"+"` (1.0), `"-"` (0.0) or a number in [0, 1].
     - **PRM800K** (raw: `question`, `label`): one row along the chosen completions (or the human's, which have no
       rating: None), and one row for each further rated completion, in which only that last step has a label. So no
       rating is lost, and none counts twice.
@@ -268,7 +271,8 @@ def to_stepwise_rows(dataset: Dataset, neutral_label: float = 1.0, skip_unreadab
         "PRM800K, flat": partial(_read_prm800k_flat, neutral_label=neutral_label),
         "PRM800K": partial(_read_prm800k, neutral_label=neutral_label),
         "Math-Shepherd": _read_math_shepherd,
-        "ER-PRM": _read_er_prm,
+        "ER-PRM": partial(_read_values, text_column="text"),
+        "OpenRLHF": partial(_read_values, text_column="input"),
         "OmegaPRM (math-aps)": _read_math_aps,
     }
     # Where each layout holds a reference answer under another name than `answer`.
@@ -316,17 +320,26 @@ def _read_math_shepherd(row: Row) -> list[Row]:
     return [{"prompt": prompt, "completions": steps, "labels": labels if is_tagged else [*labels, None]}]
 
 
-def _read_er_prm(row: Row) -> list[Row]:
-    text, values = _required_text(row, "text"), row["value"]
+def _read_values(row: Row, text_column: str) -> list[Row]:
+    text, values = _required_text(row, text_column), row["value"]
     if not isinstance(values, list):
         raise ValueError(f"the column `value` must be a list with one number for each step, got {values!r}")
-    prompt, steps, _ = _split_tagged(text)
-    if len(values) != len(steps):
+    prompt, steps, is_tagged = _split_tagged(text)
+    labels = [_label_of_mark(value, i) if isinstance(value, str) else value for i, value in enumerate(values)]
+    if not is_tagged and text_column == "input" and len(labels) == len(steps) - 1:
+        labels.append(None)  # OpenRLHF labels tags: what follows the last one has no label
+    if len(labels) != len(steps):
         raise ValueError(
             f"the column `value` must have one number for each step, got {len(values)} for {len(steps)} steps (text "
             f"with {text.count(STEP_TAG)} tags {STEP_TAG!r})"
         )
-    return [{"prompt": prompt, "completions": steps, "labels": values}]
+    return [{"prompt": prompt, "completions": steps, "labels": labels}]
+
+
+def _label_of_mark(mark: str, i: int) -> float:
+    if mark not in ("+", "-"):
+        raise ValueError(f"value {i} must be '+', '-' or a number in [0, 1], got {mark!r}")
+    return 1.0 if mark == "+" else 0.0
 
 
 def _split_tagged(text: str) -> tuple[str, list[str], bool]:

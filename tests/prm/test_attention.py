@@ -78,6 +78,15 @@ def one_by_one(name):
     return logits.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("name", list(MODELS))
+def test_position_ids_alone_tell_the_sequences(name):
+    expected, _ = one_by_one(name)
+    model = build(name)
+    use_packed_attention(model)
+    inputs = {n: v for n, v in packed_inputs().items() if n in ("input_ids", "position_ids", "use_cache")}
+    torch.testing.assert_close(model(**inputs).logits.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_packed_is_one_by_one(name, checkpointing):

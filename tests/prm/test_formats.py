@@ -91,8 +91,9 @@ class TestRender:
     def test_a_text_prompt_is_a_user_message(self, format):
         tokenizer = byte_level_tokenizer(template=CHATML_TEMPLATE)
         text = format.render("1+1?", ["2"], tokenizer)
-        assert format.render(question("1+1?"), ["2"], tokenizer) == text
         assert text.startswith(f"<|im_start|>system\n{format.system_prompt}<|im_end|>")
+        messages = question("1+1?")
+        assert format.render(messages, ["2"], tokenizer) == text and messages == question("1+1?")
         own = [{"role": "system", "content": "Mine."}, *question("1+1?")]
         assert format.render(own, ["2"], tokenizer) == text.replace(format.system_prompt, "Mine.")
         assert own == [{"role": "system", "content": "Mine."}, *question("1+1?")]
@@ -613,6 +614,10 @@ class TestTokenizerChecks:
         message = r"Between steps that end with 'so' and begin with 'Step 2', the tag '[+]' of step 0 merges"
         with pytest.raises(ValueError, match=message):
             RLHFLOW.check_tokenizer(tokenizer)
+        with pytest.raises(ValueError, match="^the tag '[+]' of step 0 merges with its neighbours"):
+            RLHFLOW.encode(tokenizer, "a", ["b", "c"])
+        template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+        tokenizer = _with_token(byte_level_tokenizer(template=template), "+\n")
         with pytest.raises(ValueError, match="^the tag '[+]' of step 0 merges with its neighbours"):
             RLHFLOW.encode(tokenizer, "a", ["b", "c"])
 

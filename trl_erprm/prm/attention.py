@@ -44,12 +44,17 @@ def packed_sdpa_attention(
         attention_mask, scaling, dropout, sliding_window:
             As transformers passes them.
         cu_seq_lens_q (`torch.IntTensor` of shape `(num_sequences + 1,)`, *optional*):
-            Where each sequence begins, and T. Without it this is transformers' own sdpa, so that the model can still
-            generate and take padded batches.
+            Where each sequence begins, and T. Without it, `position_ids` tell; and where these count up once, this is
+            transformers' own sdpa, so that the model can still generate and take padded batches.
 
     Returns:
         `torch.Tensor` of shape `(1, T, H, D)`, and `None` for the weights.
     """
+    position_ids = kwargs.get("position_ids")
+    if cu_seq_lens_q is None and attention_mask is None and position_ids is not None and len(position_ids) == 1:
+        starts = (position_ids[0] == 0).nonzero().flatten()
+        if len(starts) > 1 and query.shape[2] == key.shape[2]:
+            cu_seq_lens_q = torch.cat([starts, starts.new_tensor([query.shape[2]])])
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

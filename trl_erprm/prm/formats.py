@@ -347,8 +347,8 @@ class PRMFormat:
         """
         Raises a `ValueError` where this tokenizer cannot carry the format: a tag without tokens or made of unknown
         ones, a tag that merges with its neighbours, a label token that is not exactly one token, or label tokens that
-        coincide. Cheap: the trainer and the scorer call it at start; `trl_erprm.prm.doctor` looks at real rows
-        besides.
+        coincide; and for a tokenizer without the chat template that a chat layout needs. Cheap: the trainer and the
+        scorer call it at start; `trl_erprm.prm.doctor` looks at real rows besides.
         """
         if self.layout != "turns":
             tag_ids = tokenizer(self.step_tag, add_special_tokens=False)["input_ids"]
@@ -368,7 +368,9 @@ class PRMFormat:
                     f"The label tokens {self.positive_token!r} and {self.negative_token!r} are one and the same token "
                     "of this tokenizer. Choose two that differ."
                 )
-        if self.tokenization == "joint" and (self.layout == "text" or getattr(tokenizer, "chat_template", None)):
+        if self.layout != "text":
+            _check_chat_template(tokenizer)
+        if self.tokenization == "joint":
             probes = [[end, begin] for end in _STEP_ENDINGS for begin in _STEP_BEGINNINGS]
             self.encode_batch(tokenizer, ["1 + 1?"] * len(probes), probes, name_solution=_name_probe)
 
@@ -424,12 +426,16 @@ def _check_solution(prompt: Prompt, steps: Sequence[str]) -> None:
             raise ValueError(f"Step {k} of {len(steps)} is empty ({step!r}). Every step needs text.")
 
 
-def _apply_chat_template(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+def _check_chat_template(tokenizer) -> None:
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "The solution is laid out as chat messages, but the tokenizer has no chat template. Give the prompt as "
             "text with a format of the layout 'text', or a tokenizer with a `chat_template`."
         )
+
+
+def _apply_chat_template(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    _check_chat_template(tokenizer)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
 

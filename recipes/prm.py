@@ -3,8 +3,8 @@
     accelerate launch recipes/prm.py \
         --model_name_or_path path/to/model --dataset_path outputs/labels/labels.jsonl --eta 2 --output_dir outputs/prm
 
-The rows are what `recipes/label.py` writes, or any public stepwise data (TRL, Math-Shepherd, PRM800K, ER-PRM, OpenRLHF).
-With `--eta`, rows with rollout counts are labelled anew; without it their `labels` are used as they are.
+The rows are what `recipes/label.py` writes, or any public stepwise data (TRL, Math-Shepherd, PRM800K, ER-PRM,
+OpenRLHF). With `--eta`, rows with rollout counts are labelled anew; without it their `labels` are used as they are.
 """
 
 import json

@@ -18,7 +18,13 @@ COLUMNS = ["prompt", "completions", "labels"]
 # `outcome` is known of the first solution only.
 COUNTED = [
     {"prompt": "3+4\n", "completions": ["3+4=2", "#2"], "labels": [0.5, 1.0], "num_rollouts": [4, 1], "outcome": 1.0},
-    {"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [0.25, 0.0], "num_rollouts": [8, 1], "outcome": None},
+    {
+        "prompt": "1+1\n",
+        "completions": ["1+1=2", "#2"],
+        "labels": [0.25, 0.0],
+        "num_rollouts": [8, 1],
+        "outcome": None,
+    },
 ]
 
 
@@ -46,7 +52,9 @@ def weights_by_hand(rows, by_rollouts, balanced):
         weights.append(of_row)
     if not balanced:
         return weights
-    pairs = [(w, v) for row, of_row in zip(rows, weights, strict=True) for w, v in zip(of_row, row["labels"], strict=True)]
+    pairs = [
+        (w, v) for row, of_row in zip(rows, weights, strict=True) for w, v in zip(of_row, row["labels"], strict=True)
+    ]
     mean = sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
     return [
         [w * (v / (2 * mean) + (1 - v) / (2 * (1 - mean))) for w, v in zip(of_row, row["labels"], strict=True)]
@@ -60,7 +68,13 @@ def ones(row):
 
 class TestLabelRows:
     ROWS = [
-        {"prompt": "a", "completions": ["b", "c"], "num_correct": [2, 0], "num_rollouts": [4, 0], "labels": [0.1, 0.1]},
+        {
+            "prompt": "a",
+            "completions": ["b", "c"],
+            "num_correct": [2, 0],
+            "num_rollouts": [4, 0],
+            "labels": [0.1, 0.1],
+        },
         {"prompt": "a", "completions": ["b"], "num_correct": [3], "num_rollouts": [3], "labels": [0.1]},
     ]
 
@@ -160,7 +174,7 @@ class TestStepWeighting:
             step_weighting(stream, False, True)
 
     def test_no_counts(self):
-        message = "`weight_by_rollouts` needs the column `num_rollouts`, but the train dataset has prompt, completions, labels"
+        message = "needs the column `num_rollouts`, but the train dataset has prompt, completions, labels"
         with pytest.raises(ValueError, match=message):
             step_weighting(Dataset.from_list(ROWS), True, False)
 
@@ -175,13 +189,17 @@ class TestStepWeighting:
     @pytest.mark.parametrize("label", [0.0, 1.0])
     def test_one_class_only(self, label):
         rows = [{**row, "labels": [label, None]} for row in COUNTED]
-        message = f"`balance_classes` weighs good steps against bad ones, but the mean label of the train dataset is {label}"
+        message = (
+            f"`balance_classes` weighs good steps against bad ones, but the mean label of the train dataset is {label}"
+        )
         with pytest.raises(ValueError, match=message):
             step_weighting(Dataset.from_list(rows), False, True)
 
     def test_no_labels(self):
         rows = [{**row, "labels": [None, NAN]} for row in COUNTED]
-        with pytest.raises(ValueError, match="the mean label of the train dataset is None. Set `balance_classes=False`"):
+        with pytest.raises(
+            ValueError, match="the mean label of the train dataset is None. Set `balance_classes=False`"
+        ):
             step_weighting(Dataset.from_list(rows), False, True)
 
     def test_rows_that_are_not_stepwise(self):

@@ -392,8 +392,8 @@ class TestLoading:
         kinds = {name.split(".")[-1]: type(module).__name__ for name, module in prm.model.named_modules()}
         assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
         assert kinds.get("score", "Linear") == kinds.get("lm_head", "Linear") == "Linear"
-        # The same scores as the quantized weights give as plain ones (read before the first pass, which packs them); the
-        # CPU's 4-bit kernel multiplies in bfloat16.
+        # The same scores as the quantized weights give as plain ones (read before the first pass, which packs them);
+        # the CPU's 4-bit kernel multiplies in bfloat16.
         plain = ProcessRewardModel.from_pretrained(tmp_path / "prm")
         unquantized = plain.score(PROMPTS, STEPS)
         for name, module in prm.model.named_modules():
@@ -425,6 +425,11 @@ class TestLoading:
         for scores, others in zip(prm.score(PROMPTS, STEPS), expected, strict=True):
             assert scores == pytest.approx(others, abs=1e-5)
         assert prm.format.head == HEADS[head].get("head", "token_classification")
+        if head == "one_label":  # a format that leaves the number of labels open does not change it
+            named = ProcessRewardModel.from_pretrained(tmp_path, format="trl")
+            assert named.format is TRL_TOKEN_CLASSIFICATION and named.score(PROMPTS, STEPS) == prm.score(
+                PROMPTS, STEPS
+            )
 
     def test_an_adapter_without_a_head(self, base, checkpoints, tmp_path):
         """Its scores would come from a random head; on a base model that has a trained one, it is fine."""

@@ -23,6 +23,7 @@ from trl_erprm.prm.trainer import step_losses
 
 NAN = math.nan
 
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("base"))

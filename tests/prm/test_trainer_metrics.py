@@ -98,7 +98,14 @@ class TestMetrics:
         """Over all steps since the last log, that is, two optimizer steps of two micro-batches each."""
         rows = [{**row, "outcome": i % 2} for i, row in enumerate(random_rows(8))]
         trainer = prm_trainer(
-            base, tmp_path, rows, max_steps=2, learning_rate=0.0, logging_steps=2, gradient_accumulation_steps=2, **head
+            base,
+            tmp_path,
+            rows,
+            max_steps=2,
+            learning_rate=0.0,
+            logging_steps=2,
+            gradient_accumulation_steps=2,
+            **head,
         )
         randomize_head(trainer.model)
         trainer.train()
@@ -116,7 +123,7 @@ class TestMetrics:
         assert logged(trainer, "mean_label") == pytest.approx([0.1, 0.6])
 
     def test_what_is_not_determined_is_left_out(self, base, tmp_path):
-        """No bad step: no ranking, and no solution with an error. Not NaN, which would spoil a plot or a comparison."""
+        """No bad step: no ranking, no solution with an error. Not NaN, which would spoil a plot or a comparison."""
         rows = [{**ROWS[0], "labels": [1.0, 1.0, None], "outcome": 1.0}]
         trainer = prm_trainer(base, tmp_path, rows, rows, max_steps=1)
         trainer.train()
@@ -187,9 +194,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("padding_free", [False, True])
     def test_filling_is_no_token_trained_on(self, base, tmp_path, padding_free):
-        trainer = prm_trainer(
-            base, tmp_path, ROWS, max_steps=1, pad_to_multiple_of=32, padding_free=padding_free
-        )
+        trainer = prm_trainer(base, tmp_path, ROWS, max_steps=1, pad_to_multiple_of=32, padding_free=padding_free)
         trainer.train()
         assert logged(trainer, "num_tokens") == [sum(len(ids) for ids in trainer.train_dataset["input_ids"])]
 

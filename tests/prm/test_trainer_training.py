@@ -1,5 +1,6 @@
 """`trl_erprm.prm.trainer` in training: batches without padding, sampling by length, weights, resuming, adapters."""
 
+import contextlib
 import json
 import math
 
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.prm.by_hand import ROWS, log_odds_by_hand, logged, random_rows
+from tests.prm.format_bases import save_base_for, solutions
 from tests.tiny import CAUSAL, HEADS, prm_trainer, randomize_head, save_base, sigmoid
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arithmetic import build_model, build_tokenizer
@@ -38,7 +40,7 @@ def assert_close(actual, expected, rel=1e-5):
     """Each weight by the size of the largest of its matrix."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert (actual[name] - value).abs().max() <= rel * value.abs().max(), name
+        assert (actual[name] - value).abs().max() <= rel * value.abs().max() + 1e-8 * bool(rel), name
 
 
 def record_inputs(trainer):
@@ -269,7 +271,9 @@ class TestWeights:
         assert "step_weights" not in trainer.eval_dataset.column_names
 
     def test_with_labels_from_counts(self, base, tmp_path):
-        rows = [{**row, "labels": [0.5] * len(row["labels"]), "num_correct": [1] * len(row["labels"])} for row in self.ROWS]
+        rows = [
+            {**row, "labels": [0.5] * len(row["labels"]), "num_correct": [1] * len(row["labels"])} for row in self.ROWS
+        ]
         trainer = prm_trainer(base, tmp_path, rows, eta=0, weight_by_rollouts=True, balance_classes=True)
         labels = np.array([1 / 4, 1 / 2, 1, 1 / 8])
         assert np.concatenate(trainer.train_dataset["step_labels"][:]) == pytest.approx(labels)
@@ -311,7 +315,7 @@ class TestWeights:
     @pytest.mark.parametrize(
         "rows, options, message",
         [
-            (ROWS, {"weight_by_rollouts": True}, "`weight_by_rollouts` needs the column `num_rollouts`, but the train"),
+            (MANY, {"weight_by_rollouts": True}, "`weight_by_rollouts` needs the column `num_rollouts`, but the tr"),
             ([{**ROWS[1], "labels": [1.0]}], {"balance_classes": True}, "the mean label of the train dataset is 1.0"),
             ("stream", {"balance_classes": True, "max_steps": 1}, "which a streaming train dataset does not allow"),
             ("stream", {"weight_by_rollouts": True, "max_steps": 1}, "which a streaming train dataset does not allow"),
@@ -394,13 +398,13 @@ class TestAdapters:
             peft_config = LoraConfig(**LORA, modules_to_save=given and list(given))
             trainer = prm_trainer(base, tmp_path, ROWS, peft_config=peft_config, **head)
             added = [] if head is CAUSAL or "score" in (given or []) else ["score"]
-            assert list(trainer.model.peft_config["default"].modules_to_save or []) == [*(given or []), *added]
+            # PEFT itself adds the names that heads go by.
+            saved = set(trainer.model.peft_config["default"].modules_to_save or [])
+            assert saved - {"classifier"} == {*(given or []), *added}
             assert peft_config.modules_to_save == given
 
     def test_mlp_head(self, tmp_path):
         """The head of Qwen2.5-Math-PRM, two layers, is trained whole beside the adapter, saved and loaded."""
-        from tests.prm.test_trainer_formats import save_base_for, solutions
-
         base = save_base_for("qwen2.5-math-prm", tmp_path / "base")
         rows = solutions()
         trainer = prm_trainer(
@@ -426,25 +430,25 @@ class TestAdapters:
 class TestActivationOffloading:
     def test_reaches_the_context_of_trl(self, base, tmp_path, head, monkeypatch):
         """
-        The tensors that backward needs are handed to TRL's context manager. What it does on a GPU is not seen here: on
-        a CPU there is nowhere to offload to, and it leaves them where they are.
+        TRL's context manager is made for our model and entered at every step. What it does is not seen here: it needs
+        an accelerator, and raises on a machine without one.
         """
-        from trl.models.activation_offloading import OffloadActivations
+        made, entered = [], []
 
-        entered = []
-        enter = OffloadActivations.__enter__
-        monkeypatch.setattr(OffloadActivations, "__enter__", lambda self: (entered.append(self), enter(self))[1])
-        results = []
+        class Context(contextlib.nullcontext):
+            def __enter__(self):
+                entered.append(self)
+
+        def make(model, **kwargs):
+            made.append(model)
+            return Context()
+
+        monkeypatch.setattr("trl.trainer.reward_trainer.get_act_offloading_ctx_manager", make)
         for offloading in (False, True):
-            trainer = prm_trainer(
-                base, tmp_path, MANY, max_steps=2, learning_rate=1e-3, activation_offloading=offloading, **head
-            )
-            assert isinstance(trainer.maybe_activation_offload_context, OffloadActivations) is offloading
+            trainer = prm_trainer(base, tmp_path, MANY, max_steps=2, activation_offloading=offloading, **head)
             trainer.train()
-            results.append((logged(trainer, "loss"), trained_weights(trainer)))
-        assert entered == [trainer.maybe_activation_offload_context] * 2
-        assert results[0][0] == results[1][0]
-        assert_close(results[1][1], results[0][1], rel=0)
+            assert made == ([trainer.model] if offloading else [])
+            assert len(entered) == (2 if offloading else 0)
 
 
 class TestPushToHub:
@@ -474,7 +478,9 @@ class TestPushToHub:
         trainer.push_to_hub(dataset_name="someone/steps")
         [(repo_id, files, kwargs)] = uploads
         assert repo_id == "someone/my-prm" and kwargs["commit_message"] == "End of training"
-        weights = {"adapter_model.safetensors", "adapter_config.json"} if peft else {"model.safetensors", "config.json"}
+        weights = (
+            {"adapter_model.safetensors", "adapter_config.json"} if peft else {"model.safetensors", "config.json"}
+        )
         assert {"prm_format.json", "README.md", "tokenizer.json", *weights} <= set(files)
         assert json.loads(files["prm_format.json"])["name"] == "trl"
         card = files["README.md"].decode()

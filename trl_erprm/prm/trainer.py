@@ -171,8 +171,8 @@ class ERPRMTrainer(RewardTrainer):
 
         if args.accelerator_config.dispatch_batches:
             logger.warning(
-                "`dispatch_batches=True` cuts one process's batches up for the others, which batches of solutions do not "
-                "allow. It is set to `False`."
+                "`dispatch_batches=True` cuts one process's batches up for the others, which batches of solutions do "
+                "not allow. It is set to `False`."
             )
         args.accelerator_config.dispatch_batches = False  # None would be True for streaming datasets
 

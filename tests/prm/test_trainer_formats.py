@@ -1,0 +1,50 @@
+"""`ERPRMTrainer` in each known format: the loss falls, and what is saved scores as what was trained, unhinted."""
+
+import dataclasses
+
+import pytest
+from datasets import Dataset
+
+from tests.prm.by_hand import logged
+from tests.prm.format_bases import save_base_for, solutions
+from tests.tiny import prm_trainer
+from trl_erprm import ProcessRewardModel
+from trl_erprm.prm.formats import FORMATS
+
+ROWS = solutions()
+
+
+@pytest.fixture(params=list(FORMATS))
+def trained(request, tmp_path):
+    """The trainer after some steps on four solutions, and where it saved."""
+    base = save_base_for(request.param, tmp_path / "base")
+    trainer = prm_trainer(
+        base, tmp_path / "prm", ROWS, format=request.param, max_length=512, max_steps=30, learning_rate=1e-2,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    return trainer, tmp_path / "prm"
+
+
+def test_trains_saves_and_scores(trained):
+    trainer, directory = trained
+    losses = logged(trainer, "loss")
+    assert losses[-1] < 0.75 * losses[0]
+    prm = ProcessRewardModel.from_pretrained(directory)
+    # Of a head that classifies tokens, the number of its labels is written down besides.
+    assert dataclasses.replace(prm.format, num_labels=None) == dataclasses.replace(trainer.format, num_labels=None)
+    scores = prm.score([row["prompt"] for row in ROWS], [row["completions"] for row in ROWS])
+    expected = trainer.predict(Dataset.from_list(ROWS)).predictions
+    for of_row, of_trainer in zip(scores, expected, strict=True):
+        assert of_row == pytest.approx(of_trainer[: len(of_row)].tolist(), abs=1e-5)
+    assert scores[0][2] - scores[2][2] > 0.3  # the right answer and the wrong one
+
+
+def test_messages_and_text_are_the_same_prompt_in_chat_layouts(trained):
+    trainer, directory = trained
+    prm = ProcessRewardModel.from_pretrained(directory)
+    [text, messages] = prm.score(
+        [ROWS[0]["prompt"], [{"role": "user", "content": ROWS[0]["prompt"]}]], [ROWS[0]["completions"]] * 2
+    )
+    assert (text == pytest.approx(messages, abs=1e-6)) is (trainer.format.layout != "text")

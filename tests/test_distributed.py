@@ -5,6 +5,8 @@ The wrapper is asserted too: on a CPU, accelerate replaces DeepSpeed and FSDP by
 and the losses would not show it.
 """
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.distributed.launch import has_compiler, launch, read_result
-from tests.distributed.train_prm import ROWS
+from tests.distributed.train_prm import METRICS, ROWS
 from trl_erprm import ProcessRewardModel
 
 SCRIPT = Path(__file__).parent / "distributed" / "train_prm.py"
@@ -25,8 +27,16 @@ STRATEGIES = {
     "zero3": ("DEEPSPEED", 3, "DeepSpeedEngine"),
     "fsdp2": ("FSDP", None, "FSDPQwen3For"),
 }
-# The causal head reaches into the model by a hook, which is delicate where the weights are split.
-CASES = [(name, "token_classification") for name in STRATEGIES] + [("zero3", "causal_lm"), ("fsdp2", "causal_lm")]
+WEIGHTED = {"weight_by_rollouts": True, "balance_classes": True}
+PADDED = {"padding_free": False}
+CASES = [
+    *((name, "token_classification", {}) for name in STRATEGIES),
+    # The causal head reaches into the model by a hook, which is delicate where the weights are split.
+    ("zero3", "causal_lm", {}),
+    ("fsdp2", "causal_lm", {}),
+    ("ddp", "token_classification", WEIGHTED),
+    ("zero2", "token_classification", PADDED),
+]
 
 pytestmark = pytest.mark.distributed
 
@@ -63,10 +73,11 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(name: str, head: str, model_folder: Path, output_folder: Path) -> dict:
+def train(name: str, head: str, model_folder: Path, output_folder: Path, options: dict) -> dict:
     """Four rows an optimizer step: as one batch in one process, as two times one row in two."""
     batch_size, accumulation_steps = (4, 1) if name == "cpu" else (1, 2)
-    return read_result(launch(name, SCRIPT, model_folder, output_folder, head, batch_size, accumulation_steps))
+    arguments = (model_folder, output_folder, head, batch_size, accumulation_steps, json.dumps(options))
+    return read_result(launch(name, SCRIPT, *arguments))
 
 
 def load_and_score(folder: Path) -> torch.Tensor:
@@ -77,29 +88,30 @@ def load_and_score(folder: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def one_process(model_folder, tmp_path_factory):
-    """Result and scores of the run in one process, by head; each head trains once."""
+    """Result and scores of the run in one process, by head and options; each trains once."""
     known = {}
 
-    def run(head: str) -> tuple[dict, torch.Tensor]:
-        if head not in known:
+    def run(head: str, options: dict) -> tuple[dict, torch.Tensor]:
+        key = head, str(options)
+        if key not in known:
             folder = tmp_path_factory.mktemp("cpu")
-            result = train("cpu", head, model_folder, folder)
+            result = train("cpu", head, model_folder, folder, options)
             assert (result["distributed_type"], result["num_processes"]) == ("NO", 1)
             assert len(set(result["loss"])) == 4
-            known[head] = result, load_and_score(folder)
-        return known[head]
+            known[key] = result, load_and_score(folder)
+        return known[key]
 
     return run
 
 
-@pytest.mark.parametrize(("name", "head"), CASES)
-def test_two_processes_equal_one(name, head, model_folder, one_process, tmp_path):
+@pytest.mark.parametrize(("name", "head", "options"), CASES)
+def test_two_processes_equal_one(name, head, options, model_folder, one_process, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
         if not has_compiler():
             pytest.skip("DeepSpeed on a CPU compiles an extension and finds no C++ compiler (c++, or $CXX)")
-    expected, expected_scores = one_process(head)
-    result = train(name, head, model_folder, tmp_path)
+    expected, expected_scores = one_process(head, options)
+    result = train(name, head, model_folder, tmp_path, options)
 
     distributed_type, zero_stage, wrapper = STRATEGIES[name]
     assert (result["distributed_type"], result["zero_stage"]) == (distributed_type, zero_stage)
@@ -107,6 +119,12 @@ def test_two_processes_equal_one(name, head, model_folder, one_process, tmp_path
     assert result["num_processes"] == 2
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert result["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    # Metrics are over the solutions of all processes, each counted once, also where one was filled up with another's.
+    assert result["num_tokens"] == expected["num_tokens"]
+    for metric in ("mean_score", *METRICS):
+        assert result[metric] == pytest.approx(expected[metric], rel=1e-3, abs=1e-4, nan_ok=True), metric
+    assert result["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-3, abs=1e-4, nan_ok=True)
+    assert sum(not math.isnan(value) for value in result["evaluation"].values()) >= 6
     scores = load_and_score(tmp_path)
     torch.testing.assert_close(scores, expected_scores, rtol=1e-4, atol=1e-5)
     assert scores.std() > 1e-3
@@ -114,7 +132,7 @@ def test_two_processes_equal_one(name, head, model_folder, one_process, tmp_path
 
 def test_single_gpu_config_trains_as_cpu_does(model_folder, one_process, tmp_path):
     """One process on whatever device there is: here the CPU, so the numbers are those of `cpu.yaml`, exactly."""
-    expected, expected_scores = one_process("token_classification")
+    expected, expected_scores = one_process("token_classification", {})
     result = read_result(launch("single_gpu", SCRIPT, model_folder, tmp_path, "token_classification", 4, 1))
     assert (result["distributed_type"], result["num_processes"]) == ("NO", 1)
     assert result["loss"] == expected["loss"]

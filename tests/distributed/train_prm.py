@@ -1,9 +1,13 @@
 """
 Train a tiny process reward model for four steps and save it.
 
-    train_prm.py <model folder> <output folder> <head> <batch size of each process> <accumulation steps>
+    train_prm.py <model folder> <output folder> <head> <batch size of each process> <accumulation steps> <options>
+
+`options` are further arguments of the configuration, as JSON.
 """
 
+import json
+import math
 import sys
 
 from datasets import Dataset
@@ -21,13 +25,19 @@ def build_row(i: int) -> dict:
         "prompt": f"{i}+1=",
         "completions": [f"{i}+{k}={i + k}" for k in steps],
         "labels": [None if k > 0 and (i + k) % 5 == 4 else ((3 * i + 2 * k) % 11) / 10 for k in steps],
+        "num_rollouts": [1 + (i + k) % 4 for k in steps],
+        "outcome": float(i % 2),
     }
 
 
 ROWS = [build_row(i) for i in range(8)]
+EVAL_ROWS = ROWS[:5]  # odd: two processes need one of them twice, which must not count
+METRICS = ("step_accuracy", "step_auroc", "brier_score", "calibration_error", "first_error_f1", "outcome_auroc")
 
 
-def main(model_folder: str, output_folder: str, head: str, batch_size: str, accumulation_steps: str) -> None:
+def main(
+    model_folder: str, output_folder: str, head: str, batch_size: str, accumulation_steps: str, options: str = "{}"
+) -> None:
     arguments = ERPRMConfig(
         output_dir=output_folder,
         head=head,
@@ -42,12 +52,25 @@ def main(model_folder: str, output_folder: str, head: str, batch_size: str, accu
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        per_device_eval_batch_size=2,
+        **json.loads(options),
     )
-    trainer = ERPRMTrainer(model=model_folder, args=arguments, train_dataset=Dataset.from_list(ROWS))
+    trainer = ERPRMTrainer(
+        model=model_folder,
+        args=arguments,
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(EVAL_ROWS),
+    )
     trainer.train()
     trainer.save_model()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    finish(trainer, {name: [entry[name] for entry in history] for name in ("loss", "grad_norm")})
+    names = ("loss", "grad_norm", "num_tokens", "mean_score", *METRICS)
+    result = {name: [entry.get(name, math.nan) for entry in history] for name in names}
+    evaluation = trainer.evaluate()
+    result["evaluation"] = {
+        name: evaluation.get(f"eval_{name}", math.nan) for name in ("loss", "mean_score", *METRICS)
+    }
+    finish(trainer, result)
 
 
 if __name__ == "__main__":

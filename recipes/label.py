@@ -7,18 +7,42 @@
 The rows are problems with answers (GSM8K's, MATH's or TRL's columns). Worked solutions among them are split into steps
 and labelled; for problems without one, solutions are sampled first. A run that was interrupted goes on where it
 stopped, and another `--eta` needs no new rollout.
+
+Of a finished run, without a model: `--relabel true --eta 5` (or `auto`) makes its labels anew, `--report true` its
+quality report (docs/labels.md).
+
+A policy that is too large or too slow for this process: start completion servers (vLLM, SGLang, ...) on as many nodes
+as you like, with whatever starts your jobs, and name them all. The recipe then needs no GPU (docs/engines.md):
+
+    python recipes/label.py --engine endpoint --endpoint_url http://node1:8000/v1 http://node2:8000/v1 \
+        --endpoint_model path/to/policy --model_name_or_path path/to/policy ...
 """
 
 import json
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from trl_erprm import LabelingConfig, MonteCarloLabeler
-from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
+from trl_erprm.arguments import (
+    DataArguments,
+    ModelArguments,
+    StrictParser,
+    check_model_name,
+    load_policy,
+    load_prompts,
+    load_tokenizer,
+    process_state,
+)
+from trl_erprm.labeling.report import format_report, relabel_run, write_report
 from trl_erprm.manifest import weights_fingerprint
-from trl_erprm.rollout import load_engine
+from trl_erprm.rollout import RolloutEngine, load_engine
+
+RELABEL_OPTIONS = ("interval_level", "eta_criterion", "eta_validation_share")
 
 
 @dataclass
@@ -27,16 +51,48 @@ class ScriptArguments:
     label_worked_solutions: bool = field(
         default=True, metadata={"help": "Label the solutions that the data brings; if false, sample solutions."}
     )
-    engine: str = field(default="transformers", metadata={"help": "What generates the rollouts."})
-    generation_batch_size: int = field(default=256, metadata={"help": "Sequences generated at once."})
+    relabel: bool = field(
+        default=False, metadata={"help": "Make the labels of a finished run anew at another eta, without a rollout."}
+    )
+    report: bool = field(default=False, metadata={"help": "Write the quality report of a finished run anew."})
+    engine: Literal["transformers", "vllm", "endpoint"] = field(
+        default="transformers", metadata={"help": "What generates the rollouts."}
+    )
+    generation_batch_size: int = field(
+        default=256, metadata={"help": "Sequences generated at once (engine transformers)."}
+    )
+    endpoint_url: list[str] | None = field(
+        default=None, metadata={"help": "Addresses of completion servers, such as http://node1:8000/v1."}
+    )
+    endpoint_model: str | None = field(default=None, metadata={"help": "Name under which they serve the policy."})
+    engine_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": """Further arguments of the engine, as JSON: '{"max_concurrency": 256}'."""}
+    )
+
+    def __post_init__(self) -> None:
+        is_endpoint = self.engine == "endpoint"
+        for name in ("endpoint_url", "endpoint_model"):
+            if bool(getattr(self, name)) is not is_endpoint:
+                raise ValueError(
+                    f"`{name}` goes with `engine: endpoint`, got {getattr(self, name)!r} with {self.engine!r}. "
+                    + ("Name the servers and the model that they serve." if is_endpoint else "Set `engine: endpoint`.")
+                )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = StrictParser((ScriptArguments, LabelingConfig, ModelArguments, DataArguments))
     script_args, labeling_config, model_args, data_args = parser.parse_args_and_config(argv)
 
-    # Load
     state = process_state()
+    if script_args.relabel or script_args.report:
+        if state.is_main_process:
+            how = {name: getattr(labeling_config, name) for name in ("eta", *RELABEL_OPTIONS)}
+            directory = script_args.output_dir
+            report = relabel_run(directory, **how) if script_args.relabel else write_report(directory)
+            Console().print(Markdown(format_report(report)))
+        return
+
+    # Load
     rows, _ = load_prompts(data_args, labeling_config.split_how)
     worked = sum(steps is not None for steps in rows["completions"]) if "completions" in rows.column_names else 0
     if 0 < worked < len(rows) and script_args.label_worked_solutions:
@@ -46,19 +102,15 @@ def main(argv: list[str] | None = None) -> None:
         )
     if not (worked and script_args.label_worked_solutions):
         rows = rows.remove_columns([name for name in ("completions", "solution") if name in rows.column_names])
-    model, tokenizer = load_policy(model_args, device=state.device)
-    engine = load_engine(
-        script_args.engine, model=model, tokenizer=tokenizer, batch_size=script_args.generation_batch_size
-    )
+    engine, policy_name = load_rollout_engine(script_args, model_args, state.device)
 
     # Label
-    policy_name = f"{model_args.model_name_or_path} ({weights_fingerprint(model)})"
     labeler = MonteCarloLabeler(engine, labeling_config, policy_name=policy_name)
     labelled = labeler.label(rows, script_args.output_dir)
 
     # Report
     if state.is_main_process:
-        table = Table(title=f"Labels at eta = {labeling_config.eta:g} in {script_args.output_dir}")
+        table = Table(title=f"Labels at eta = {labeler.summary['eta']:g} in {script_args.output_dir}")
         table.add_column("what")
         table.add_column("figure", justify="right")
         for name, value in labeler.summary.items():
@@ -67,6 +119,30 @@ def main(argv: list[str] | None = None) -> None:
         if len(labelled):
             first = {name: labelled[0][name] for name in ("completions", "num_correct", "num_rollouts", "labels")}
             Console().print("First row: " + json.dumps(first, ensure_ascii=False), markup=False, soft_wrap=True)
+        Console().print(f"Report: {script_args.output_dir}/report.md", markup=False, soft_wrap=True)
+
+
+def load_rollout_engine(
+    script_args: ScriptArguments, model_args: ModelArguments, device: torch.device
+) -> tuple[RolloutEngine, str]:
+    """The engine, and the name of its policy, by which a run knows it again."""
+    name, further = model_args.model_name_or_path, script_args.engine_kwargs or {}
+    if script_args.engine != "transformers":  # the model is not in this process, or not in our hands: its name must do
+        tokenizer = None
+        if name or script_args.engine == "vllm":  # to an endpoint without a tokenizer go prompts as text
+            tokenizer = load_tokenizer(check_model_name(model_args), revision=model_args.model_revision)
+        if script_args.engine == "vllm":
+            further = {"dtype": model_args.dtype or "auto", "revision": model_args.model_revision, **further}
+            return load_engine("vllm", model=name, tokenizer=tokenizer, **further), f"vllm {name}"
+        served = {"base_url": script_args.endpoint_url, "model": script_args.endpoint_model}
+        return (
+            load_engine("endpoint", **served, tokenizer=tokenizer, **further),
+            f"endpoint {script_args.endpoint_model}",
+        )
+    model, tokenizer = load_policy(model_args, device=device)
+    further = {"batch_size": script_args.generation_batch_size, **further}
+    policy_name = f"{name} ({weights_fingerprint(model)})"
+    return load_engine("transformers", model=model, tokenizer=tokenizer, **further), policy_name
 
 
 if __name__ == "__main__":

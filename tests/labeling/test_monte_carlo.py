@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from tests.distributed.launch import launch
 from tests.rollout.test_transformers_engine import make_model, make_tokenizer
-from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, monte_carlo, relabel
+from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, monte_carlo, relabel, rollouts
 from trl_erprm.labeling.estimators import (
     entropy_regularized_value_from_counts,
     entropy_regularized_value_from_probability,
@@ -89,7 +89,8 @@ class TestLabels:
         assert row["labels"] == pytest.approx([math.log(1 + 0.5 * (math.e - 1)), 1, 1], abs=1e-15)
         assert (row["prompt"], row["answer"], row["outcome"]) == ("p\n", "1", 1.0)
         assert result.column_names == [
-            "prompt", "completions", "labels", "num_correct", "num_rollouts", "num_unparsed", "answer", "outcome",
+            "prompt", "completions", "labels", "label_low", "label_high", "num_correct", "num_rollouts",
+            "num_unparsed", "answer", "outcome",
         ]  # fmt: skip
         assert sorted(prefix.completion for call in engine.calls for prefix in call) == ["a\n", "a\nb\n"]
 
@@ -251,7 +252,7 @@ class TestDirectory:
         labeler = MonteCarloLabeler(self.engine(), CONFIG, policy_name="policy@main")
         result = labeler.label(rows(*self.GIVEN), tmp_path / "run")
         assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-            "labels.jsonl", "manifest.json", "rollouts-0.jsonl", "summary.json",
+            "labels.jsonl", "labels.png", "manifest.json", "report.md", "rollouts-0.jsonl", "summary.json",
         ]  # fmt: skip
         assert (
             Dataset.from_json(str(tmp_path / "run" / "labels.jsonl"), cache_dir=str(tmp_path)).to_list()
@@ -415,7 +416,7 @@ class TestProcesses:
     def run(self, monkeypatch, number, directory, interrupt_after=None):
         processes = Processes(number)
         monkeypatch.setattr(monte_carlo, "process_state", processes)
-        monkeypatch.setattr(monte_carlo, "sleep", processes.sleep)
+        monkeypatch.setattr(rollouts, "sleep", processes.sleep)
         engines = [self.engine(interrupt_after) for _ in range(number)]
         labelers = [MonteCarloLabeler(engine, self.CONFIG) for engine in engines]
         results, errors = processes.run(lambda index: labelers[index].label(rows(*self.GIVEN), directory))
@@ -511,9 +512,10 @@ class TestReport:
         summary = dict(labeler.summary)
         assert summary.pop("seconds") > 0 and summary.pop("rollouts_per_second") > 0
         assert summary == {
-            "num_solutions": 2, "num_unanswered_solutions": 1, "num_empty_solutions": 0, "num_prefixes": 1,
-            "num_unique_prefixes": 1, "num_rollouts": 4, "num_tokens": 12, "num_solution_tokens": 0,
-            "unparsed_share": 0.5, "length_limit_share": 0.25, "num_new_rollouts": 4,
+            "num_solutions": 2, "num_distinct_solutions": 2, "num_unanswered_solutions": 1, "num_empty_solutions": 0,
+            "num_prefixes": 1, "num_unique_prefixes": 1, "num_labelled_prefixes": 1, "num_skipped_prefixes": 0,
+            "num_skipped_prompts": 0, "num_rollouts": 4, "num_tokens": 12, "num_solution_tokens": 0,
+            "unparsed_share": 0.5, "length_limit_share": 0.25, "num_new_rollouts": 4, "eta": 1.0, "max_new_tokens": 16,
         }  # fmt: skip
 
     def test_unparsed_and_cut_off_rollouts_are_warned_of(self, caplog):

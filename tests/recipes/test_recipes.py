@@ -15,6 +15,7 @@ from datasets import Dataset
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from tests.rollout.servers import StubServer
 from tests.tiny import prm_trainer, save_base
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import StrictParser
@@ -155,6 +156,94 @@ class TestLabel:
             assert all(0 <= label <= 1 for label in row["labels"])
             assert row["outcome"] == 1.0 and row["completions"][-1] == f"#### {row['answer']}"
             assert not any("<<" in step for step in row["completions"])
+
+
+class TestLabelEngines:
+    """Where rollouts come from, by the command line."""
+
+    def arguments(self, labels, output_dir, *more):
+        data = str(labels.parent / "problems.jsonl")
+        return label_arguments("", data, output_dir, *more)[2:]  # without --model_name_or_path
+
+    @pytest.fixture
+    def given(self, recipes, monkeypatch):
+        """Arguments of `load_engine`, which then gives up."""
+        found = {}
+
+        def load_engine(name, **arguments):
+            found.update(arguments, name=name)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(recipes["label"], "load_engine", load_engine)
+        return found
+
+    def test_servers(self, recipes, labels, tmp_path, monkeypatch):
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(recipes["label"], "load_policy", None)  # no model in this process
+        with StubServer() as a, StubServer() as b:
+            endpoint = ["--engine", "endpoint", "--endpoint_model", "served", "--endpoint_url", a.url, b.url]
+            arguments = self.arguments(labels, tmp_path / "out", *endpoint)
+            recipes["label"].main(arguments)
+            rows = read_jsonl(tmp_path / "out" / "labels.jsonl")
+            assert [row["num_rollouts"] for row in rows] == [[2, 2, 1], [2, 1], [2, 2, 1]]
+            assert len(a.bodies) == len(b.bodies) == 5  # five prefixes, two rollouts each
+            assert a.bodies[0]["model"] == "served" and a.bodies[0]["max_tokens"] == 8
+            recipes["label"].main(arguments)
+            assert len(a.bodies) + len(b.bodies) == 10
+            config = json.loads((tmp_path / "out" / "manifest.json").read_text())["config"]
+            assert config["policy_name"] == "endpoint served"
+            with pytest.raises(ValueError, match="`policy_name` is 'endpoint served' there and 'endpoint other' now"):
+                recipes["label"].main([*arguments, "--endpoint_model", "other"])
+
+    def test_further_arguments_and_a_tokenizer(self, recipes, policy, labels, tmp_path, given):
+        more = ["--engine", "endpoint", "--endpoint_model", "served", "--endpoint_url", "http://a/v1"]
+        more += ["--engine_kwargs", '{"max_concurrency": 8}', "--model_name_or_path", policy]
+        with pytest.raises(KeyboardInterrupt):
+            recipes["label"].main(self.arguments(labels, tmp_path / "out", *more))
+        assert given.pop("tokenizer")("a")["input_ids"]
+        assert given == {"name": "endpoint", "base_url": ["http://a/v1"], "model": "served", "max_concurrency": 8}
+
+    def test_vllm(self, recipes, policy, labels, tmp_path, given):
+        more = ["--engine", "vllm", "--model_name_or_path", policy, "--dtype", "float32"]
+        more += ["--engine_kwargs", '{"max_model_len": 99}']
+        with pytest.raises(KeyboardInterrupt):
+            recipes["label"].main(self.arguments(labels, tmp_path / "out", *more))
+        assert given.pop("tokenizer")("a")["input_ids"]
+        expected = {"name": "vllm", "model": policy, "dtype": "float32", "revision": "main", "max_model_len": 99}
+        assert given == expected
+
+    def test_further_arguments_of_transformers(self, recipes, policy, labels, tmp_path, given):
+        more = [
+            "--model_name_or_path",
+            policy,
+            "--generation_batch_size",
+            "7",
+            "--engine_kwargs",
+            '{"progress": null}',
+        ]
+        with pytest.raises(KeyboardInterrupt):
+            recipes["label"].main(self.arguments(labels, tmp_path / "out", *more))
+        assert given["batch_size"] == 7 and given["name"] == "transformers" and given["progress"] is None
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (
+                ["--engine", "endpoint", "--endpoint_model", "m"],
+                "`endpoint_url` goes with `engine: endpoint`, got None",
+            ),
+            (
+                ["--engine", "endpoint", "--endpoint_url", "http://a/v1"],
+                "`endpoint_model` goes with .* Name the servers",
+            ),
+            (["--endpoint_url", "http://a/v1"], "`endpoint_url` goes with .* with 'transformers'. Set `engine: endp"),
+            (["--engine", "vlm"], r"`engine` must be .* got 'vlm' \(did you mean 'vllm'\?\)"),
+            (["--engine", "vllm"], "`model_name_or_path` must name a model, got None"),
+        ],
+    )
+    def test_mistakes(self, recipes, labels, tmp_path, more, message):
+        with pytest.raises(ValueError, match=message):
+            recipes["label"].main(self.arguments(labels, tmp_path / "out", *more))
 
 
 class TestPRM:

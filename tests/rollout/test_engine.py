@@ -77,9 +77,10 @@ def test_sample_keys_depend_on_seed_prefix_and_number_only():
 
 
 def test_load_engine_names_what_there_is():
-    with pytest.raises(ValueError, match="`name` must be one of 'transformers', got 'vllm'. Choose one of them"):
-        load_engine("vllm")
-    with pytest.raises(ValueError, match="Did you mean 'transformers'"):
+    known = "`name` must be one of 'transformers', 'vllm', 'endpoint', got"
+    with pytest.raises(ValueError, match=f"{known} 'sglang'. Choose one of them"):
+        load_engine("sglang")
+    with pytest.raises(ValueError, match=f"{known} 'Transformers'. Did you mean 'transformers'"):
         load_engine("Transformers")
 
 

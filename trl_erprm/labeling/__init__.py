@@ -14,7 +14,10 @@ _PUBLIC_NAMES = {
         "entropy_regularized_value_from_probability",
         "success_probability",
     ],
+    "eta_choice": ["choose_eta"],
+    "intervals": ["label_interval"],
     "monte_carlo": ["MonteCarloLabeler", "relabel"],
+    "report": ["quality_report", "relabel_run", "write_report"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 
@@ -26,8 +29,13 @@ if TYPE_CHECKING:
     from .estimators import entropy_regularized_value_from_counts as entropy_regularized_value_from_counts
     from .estimators import entropy_regularized_value_from_probability as entropy_regularized_value_from_probability
     from .estimators import success_probability as success_probability
+    from .eta_choice import choose_eta as choose_eta
+    from .intervals import label_interval as label_interval
     from .monte_carlo import MonteCarloLabeler as MonteCarloLabeler
     from .monte_carlo import relabel as relabel
+    from .report import quality_report as quality_report
+    from .report import relabel_run as relabel_run
+    from .report import write_report as write_report
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_erprm.choices import check_choice
 from trl_erprm.rollout.engine import SamplingOptions
 from trl_erprm.steps import check_split_mode
 from trl_erprm.verify import check_answer_convention
 
 from .estimators import check_eta
+from .eta_choice import CRITERIA
+from .intervals import check_level
+from .search import LABEL_STEPS
 
 __all__ = ["LabelingConfig"]
+
+LABELS_FORMATS = ("jsonl", "parquet")
 
 
 @dataclass
@@ -18,12 +24,33 @@ class LabelingConfig:
 
     Args:
         num_rollouts (`int`, *optional*, defaults to `16`):
-            Rollouts of each prefix. Default: the paper (arXiv 2412.11006).
-        eta (`float`, *optional*, defaults to `1.0`):
+            Rollouts of each prefix; with `label_tolerance` the most. Default: the paper (arXiv 2412.11006).
+        eta (`float` or `"auto"`, *optional*, defaults to `1.0`):
             Turns the counts of a prefix into its label; see
             [`~labeling.estimators.entropy_regularized_value_from_counts`]. 0 is the soft label, `inf` the hard label.
-            It needs no rollout: [`~labeling.monte_carlo.relabel`] changes it afterwards. Default: the reference code
-            (`calculate_score.py --coefficient`, default 1); we found no value in the paper.
+            It needs no rollout: [`~labeling.monte_carlo.relabel`] changes it afterwards. `"auto"` chooses it on a part
+            of the prompts, by `eta_criterion`. Default: the reference code (`calculate_score.py --coefficient`,
+            default 1); we found no value in the paper.
+        eta_criterion (`str`, *optional*, defaults to `"reliability"`):
+            By what `eta="auto"` chooses: `"reliability"` or `"ranking"`, see [`~labeling.eta_choice.choose_eta`].
+            Default: our own choice, the one that needs one solution a prompt only.
+        eta_validation_share (`float`, *optional*, defaults to `0.2`):
+            Share of the prompts on which `eta="auto"` chooses, in (0, 1]. Default: our own choice.
+        label_tolerance (`float`, *optional*):
+            Adaptive rollouts: a prefix gets no further round once the interval of its label at `eta` is at most this
+            wide. Off by default: in `benchmarks/labels.py` it takes about two thirds of the tokens of fixed rollouts
+            of equal error at `eta=5` and half at 10, but saves next to nothing at 0 to 2. It makes `eta` a part of the
+            run's identity.
+        rollouts_per_round (`int`, *optional*, defaults to `4`):
+            Rollouts of a prefix between two looks at its interval. Default: our own choice: in simulations on the
+            embedded task smaller rounds saved no further tokens.
+        interval_level (`float`, *optional*, defaults to `0.95`):
+            Level of the intervals `label_low`, `label_high`, and of those that `label_tolerance` looks at. Default:
+            convention.
+        label_steps (`str`, *optional*, defaults to `"all"`):
+            Steps to label: `"all"`, `"until_hopeless"` (none behind the first prefix without a right rollout) or
+            `"first_error"` (binary search of OmegaPRM). The last two bias the labels: see [`~labeling.search`].
+            Default: the paper.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the rollouts. Default: the paper.
         top_p (`float`, *optional*, defaults to `1.0`):
@@ -48,6 +75,18 @@ class LabelingConfig:
             more solutions of each.
         solution_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of these solutions. Default: our own choice, that of the rollouts.
+        merge_equal_solutions (`bool`, *optional*, defaults to `False`):
+            Write equal sampled solutions of a row once, with their number in the column `num_duplicates`. Their
+            rollouts are shared in either case. Off by default: a solution then weighs in training as often as the
+            policy writes it, as in the reference code.
+        keep_rollouts (`bool`, *optional*, defaults to `False`):
+            Write the texts of the rollouts, too: a list a step in the column `rollouts`. Default: off, as they are
+            many times larger than all else.
+        skip_long_prefixes (`bool`, *optional*, defaults to `True`):
+            A prefix that leaves no room for `max_new_tokens` in the context window gets no label and is counted;
+            `False` makes it an error. Default: our own choice: one long solution shall not end a long run.
+        labels_format (`str`, *optional*, defaults to `"jsonl"`):
+            `"jsonl"`, or `"parquet"` for `labels.parquet` besides `labels.jsonl`. Default: our own choice.
         prefixes_per_chunk (`int`, *optional*, defaults to `64`):
             Prefixes that are handed to the engine and recorded together: what a crash loses at most. Results do not
             depend on it. Default: our own choice; with 16 rollouts 1,024 sequences, several batches of the engine.
@@ -59,11 +98,33 @@ class LabelingConfig:
     """
 
     num_rollouts: int = field(default=16, metadata={"help": "Rollouts of each prefix (16: the paper)."})
-    eta: float = field(
+    eta: float | str = field(
         default=1.0,
         metadata={
             "help": "Turns counts into labels: 0 is the mean (soft label), inf the best rollout (hard label), a "
-            "negative value a soft minimum. Can be changed afterwards without a rollout."
+            "negative value a soft minimum, auto chooses. Can be changed afterwards without a rollout."
+        },
+    )
+    eta_criterion: str = field(
+        default="reliability", metadata={"help": "By what `eta: auto` chooses: reliability or ranking."}
+    )
+    eta_validation_share: float = field(
+        default=0.2, metadata={"help": "Share of the prompts on which `eta: auto` chooses."}
+    )
+    label_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "Adaptive rollouts: a prefix is done once the interval of its label at `eta` is at most this "
+            "wide, or at `num_rollouts`. Pays from about eta = 5 on."
+        },
+    )
+    rollouts_per_round: int = field(default=4, metadata={"help": "Rollouts of a prefix in each adaptive round."})
+    interval_level: float = field(default=0.95, metadata={"help": "Level of the intervals of the labels."})
+    label_steps: str = field(
+        default="all",
+        metadata={
+            "help": "Steps to label: all, until_hopeless (none behind the first prefix without a right rollout) or "
+            "first_error (binary search of OmegaPRM). The last two bias the labels."
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the rollouts (1: the paper)."})
@@ -88,6 +149,17 @@ class LabelingConfig:
         default=4, metadata={"help": "Solutions sampled for a row that has only a prompt and an answer."}
     )
     solution_temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled solutions."})
+    merge_equal_solutions: bool = field(
+        default=False, metadata={"help": "Write equal sampled solutions once, with their number."}
+    )
+    keep_rollouts: bool = field(default=False, metadata={"help": "Write the texts of the rollouts, too."})
+    skip_long_prefixes: bool = field(
+        default=True,
+        metadata={"help": "A prefix too long for the context window gets no label and is counted, or is an error."},
+    )
+    labels_format: str = field(
+        default="jsonl", metadata={"help": "jsonl, or parquet: then labels.parquet is written besides labels.jsonl."}
+    )
     prefixes_per_chunk: int = field(
         default=64, metadata={"help": "Prefixes recorded together: what a crash loses at most. No effect on results."}
     )
@@ -96,13 +168,37 @@ class LabelingConfig:
     def __post_init__(self) -> None:
         for name, remedy in (
             ("num_rollouts", "A label needs at least one rollout; the paper takes 16."),
+            ("rollouts_per_round", "The interval of a label is looked at after every round."),
             ("solutions_per_prompt", "Pass rows with `completions` to label given solutions instead."),
             ("prefixes_per_chunk", "It is the number of prefixes handed to the engine at once."),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number from 1 up, got {value!r}. {remedy}")
-        self.eta = check_eta(self.eta)
+        if self.eta != "auto":
+            if isinstance(self.eta, str):
+                raise ValueError(f"`eta` must be a number or 'auto', got {self.eta!r}. Pass a number, inf or auto.")
+            self.eta = check_eta(self.eta)
+        check_choice("eta_criterion", self.eta_criterion, CRITERIA)
+        check_choice("label_steps", self.label_steps, LABEL_STEPS)
+        check_choice("labels_format", self.labels_format, LABELS_FORMATS)
+        check_level(self.interval_level)
+        if isinstance(self.eta_validation_share, bool) or not 0 < self.eta_validation_share <= 1:
+            raise ValueError(
+                f"`eta_validation_share` must lie in (0, 1], got {self.eta_validation_share!r}. It is a share of the "
+                "prompts, such as 0.2."
+            )
+        if self.label_tolerance is not None:
+            if isinstance(self.label_tolerance, bool) or not 0 < self.label_tolerance < 1:
+                raise ValueError(
+                    f"`label_tolerance` must lie between 0 and 1, got {self.label_tolerance!r}. It is the width of an "
+                    "interval of labels, such as 0.4; leave it out for a fixed number of rollouts."
+                )
+            if self.eta == "auto":
+                raise ValueError(
+                    "`eta` must be a number with `label_tolerance`, got 'auto'. Adaptive rollouts stop by the label "
+                    "at this eta: choose one first, on a run with a fixed number of rollouts."
+                )
         check_split_mode(self.split_how)
         check_answer_convention(self.verify_how)
         if not isinstance(self.step_separator, str) or not self.step_separator:
@@ -141,7 +237,19 @@ class LabelingConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that change what is sampled or counted, by which an interrupted run recognizes itself.
 
-        Left out are `eta`, as it is applied to the stored counts, and `prefixes_per_chunk`, on which nothing depends.
+        `eta` is among them only where it decides when to stop (`label_tolerance`): else it is applied to the stored
+        counts, and free. Options that are off are left out, so that directories of earlier versions stay valid.
         """
-        free = ("eta", "prefixes_per_chunk")
-        return {name: value for name, value in vars(self).items() if name not in free}
+        always = (
+            "num_rollouts", "temperature", "top_p", "top_k", "max_new_tokens", "stop", "split_how", "step_separator",
+            "verify_how", "solutions_per_prompt", "solution_temperature", "seed",
+        )  # fmt: skip
+        identity = {name: getattr(self, name) for name in always}
+        if self.label_tolerance is not None:
+            for name in ("label_tolerance", "rollouts_per_round", "interval_level", "eta"):
+                identity[name] = getattr(self, name)
+        if self.label_steps != "all":
+            identity["label_steps"] = self.label_steps
+        if self.keep_rollouts:
+            identity["keep_rollouts"] = True
+        return identity

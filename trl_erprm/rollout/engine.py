@@ -26,6 +26,8 @@ Message = dict[str, Any]
 # Name -> (module, class). Loaded when asked for, so that one engine's dependencies are not needed for another.
 _ENGINES = {
     "transformers": ("trl_erprm.rollout.transformers_engine", "TransformersEngine"),
+    "vllm": ("trl_erprm.rollout.vllm_engine", "VLLMEngine"),
+    "endpoint": ("trl_erprm.rollout.endpoint_engine", "EndpointEngine"),
 }
 
 
@@ -163,7 +165,9 @@ class RolloutEngine(Protocol):
     - **Completion i of a prefix depends only on the model, the options, the prefix and `first_sample + i`**, not on
       which other prefixes are asked for, in which order, in how many calls or processes. So work can be sharded,
       interrupted and continued without changing the result. This holds up to floating-point rounding: the shape of a
-      batch changes the last digits of the logits, and so, rarely, a token.
+      batch changes the last digits of the logits, and so, rarely, a token. (The endpoint engine asks for it with a
+      seed a request; [`~rollout.endpoint_engine`] lists which servers do it.) Two engines draw different samples from
+      one distribution; greedy decoding is the same everywhere.
     - No prefixes give `[]`. The model's own generation defaults are not applied.
     """
 
@@ -198,7 +202,9 @@ def load_engine(name: str, **kwargs: Any) -> RolloutEngine:
 
     Args:
         name (`str`):
-            `"transformers"`: a loaded model in this process ([`~rollout.transformers_engine.TransformersEngine`]).
+            - `"transformers"`: a loaded model in this process ([`~rollout.transformers_engine.TransformersEngine`]).
+            - `"vllm"`: vLLM in this process ([`~rollout.vllm_engine.VLLMEngine`]).
+            - `"endpoint"`: one or more completion servers ([`~rollout.endpoint_engine.EndpointEngine`]).
         **kwargs:
             Arguments of the engine's class, for example `model`, `tokenizer` and `batch_size`.
 
@@ -211,7 +217,8 @@ def load_engine(name: str, **kwargs: Any) -> RolloutEngine:
     >>> load_engine("transformer")
     Traceback (most recent call last):
         ...
-    ValueError: `name` must be one of 'transformers', got 'transformer'. Did you mean 'transformers'?
+    ValueError: `name` must be one of 'transformers', 'vllm', 'endpoint', got 'transformer'. Did you mean
+    'transformers'?
 
     ```
     """

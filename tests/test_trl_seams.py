@@ -153,7 +153,6 @@ class TestTrainers:
             else:
                 assert parameters(parent_member(trainer, name))[: len(expected)] == expected, name
 
-
     def test_undocumented_members_that_we_use(self, trainer):
         sources = "".join(inspect.getsource(cls) for cls in trainer.__mro__[1:-1])
         for name in UNDOCUMENTED_MEMBERS[trainer]:

@@ -77,6 +77,17 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def one_environment() -> Iterator[None]:
+    """
+    Keep `os.environ` the object that libraries took hold of when they were imported: behind a `Dataset.map` over
+    several processes, `datasets` leaves a copy in its place, and rich would no longer see what a test sets.
+    """
+    environment = os.environ
+    yield
+    os.environ = environment  # noqa: B003
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """

@@ -123,6 +123,10 @@ class PRMConfig(ERPRMConfig):
         self.num_labels = 2
         super().__post_init__()
 
+    def resolve_format(self, of_checkpoint: PRMFormat | None) -> PRMFormat:
+        """TRL's layout, whatever the checkpoint was trained in, as in TRL."""
+        return self.build_format()
+
     def build_format(self) -> PRMFormat:
         """The [`PRMFormat`] that these parameters describe: `"trl"` with `step_separator` for its tag."""
         return replace(super().build_format(), step_tag=self.step_separator)

@@ -24,7 +24,9 @@ from trl_erprm.prm import prefix_sharing
 from trl_erprm.prm.attention import use_packed_attention
 from trl_erprm.prm.formats import EncodedSolution
 from trl_erprm.prm.prefix_sharing import (
-    PASS_COST,
+    ACCELERATOR_PASS_COST as PASS_COST,
+)
+from trl_erprm.prm.prefix_sharing import (
     common_prefix_length,
     cut_batches,
     is_worth_sharing,
@@ -295,7 +297,8 @@ class TestPlan:
     def test_worth(self):
         assert is_worth_sharing([1200] * 32, 1000, batch_size=32)
         assert not is_worth_sharing([210] * 32, 10, batch_size=32)  # short prompts
-        assert is_worth_sharing([1200] * 2, 1000, batch_size=32)
+        assert is_worth_sharing([1200] * 2, 1000, batch_size=32, pass_cost=100)
+        assert not is_worth_sharing([1200] * 2, 1000, batch_size=32, pass_cost=1000)
         assert not is_worth_sharing([300] * 2, 100, batch_size=32)  # a pass more for 100 tokens
         # What padding within the group costs counts: with others, these rows would have none.
         assert is_worth_sharing([400] * 8, 120, batch_size=8)

@@ -372,6 +372,40 @@ class TestModel:
         assert trainer.model is model
         assert model.config.num_labels == 2 and model.config.id2label == id2label
 
+    def test_the_labels_of_a_loaded_model_where_none_are_given(self, base, tmp_path):
+        model = AutoModelForTokenClassification.from_pretrained(base, num_labels=2)
+        args = ERPRMConfig(str(tmp_path), **QUIET)
+        assert args.num_labels == 1
+        dataset = Dataset.from_list(ROWS)
+        trainer = ERPRMTrainer(model, args=args, train_dataset=dataset, processing_class=build_tokenizer())
+        assert trainer.args.num_labels == 2 and trainer.model.score.out_features == 2
+
+    def test_a_checkpoint_keeps_its_format(self, base, tmp_path, head):
+        """Training goes on in the format that the checkpoint has, its head included, unless another is named."""
+        prm_trainer(base, tmp_path / "first", ROWS, max_steps=1, **{**head, "prompt_separator": "#"}).save_model()
+        again = prm_trainer(str(tmp_path / "first"), tmp_path / "again", ROWS)
+        assert (again.args.head == "causal_lm") is (head is CAUSAL)
+        assert again.format.prompt_separator == "#"
+        before = ProcessRewardModel.from_pretrained(tmp_path / "first")
+        again.save_model()
+        after = ProcessRewardModel.from_pretrained(tmp_path / "again")
+        assert after.format == before.format
+        assert after.score(["3+4\n"], [["3+4=2"]]) == before.score(["3+4\n"], [["3+4=2"]])  # not a new head
+        replaced = prm_trainer(str(tmp_path / "first"), tmp_path / "again", ROWS, prompt_separator="")
+        assert replaced.format.prompt_separator == "" and replaced.format.step_tag == before.format.step_tag
+
+    def test_a_checkpoint_of_another_head(self, base, tmp_path):
+        prm_trainer(base, tmp_path / "first", ROWS, max_steps=1).save_model()
+        message = (
+            "The checkpoint has the format 'trl', which is read with the head 'token_classification', but `head` is"
+        )
+        with pytest.raises(ValueError, match=message):
+            prm_trainer(str(tmp_path / "first"), tmp_path / "again", ROWS, head="causal_lm")
+
+    def test_a_field_of_preference_models(self, tmp_path):
+        with pytest.raises(ValueError, match="`center_rewards_coefficient` belongs to reward models of preference"):
+            prm_config(tmp_path, center_rewards_coefficient=0.1)
+
     def test_the_new_head_depends_on_the_seed_only(self, base, tmp_path):
         heads = []
         for seed in (1, 1, 2):
@@ -385,7 +419,7 @@ class TestModel:
             (AutoModelForCausalLM, {}, "`head='token_classification'` needs a .* model, got Qwen2ForCausalLM. Load"),
             (AutoModelForSequenceClassification, {}, "needs a token-classification model, got Qwen2ForSequenceClass"),
             (AutoModelForTokenClassification, CAUSAL, "needs a causal language model, got Qwen2ForTokenClassific"),
-            (AutoModelForTokenClassification, {}, "The model has 2 labels, but `num_labels` is 1. Set `num_labels=2`"),
+            (AutoModelForTokenClassification, {"num_labels": 1}, "The model has 2 labels, but `num_labels` is 1. Set"),
         ],
     )
     def test_wrong_head(self, base, tmp_path, architecture, changes, message):

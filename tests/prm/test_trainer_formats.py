@@ -48,3 +48,11 @@ def test_messages_and_text_are_the_same_prompt_in_chat_layouts(trained):
         [ROWS[0]["prompt"], [{"role": "user", "content": ROWS[0]["prompt"]}]], [ROWS[0]["completions"]] * 2
     )
     assert (text == pytest.approx(messages, abs=1e-6)) is (trainer.format.layout != "text")
+
+
+def test_a_language_models_head_is_never_a_new_one(tmp_path):
+    """A token classifier whose language model's head was not saved cannot become a causal model."""
+    base = save_base_for("trl", tmp_path / "base")
+    prm_trainer(base, tmp_path / "first", ROWS, format="trl", max_length=512, max_steps=1).save_model()
+    with pytest.raises(ValueError, match=r"causal_lm head .* has no weights for it \(lm_head.weight\)"):
+        prm_trainer(str(tmp_path / "first"), tmp_path / "again", ROWS, format="math-shepherd", max_length=512)

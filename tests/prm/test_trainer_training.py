@@ -303,10 +303,10 @@ class TestWeights:
             assert losses == pytest.approx(results[0][0], rel=1e-4)
             assert_close(weights, results[0][1], rel=1e-4)
 
-    @pytest.mark.parametrize("options", [{"balance_classes": True}, {"weight_by_rollouts": True}])
-    def test_a_label_of_0_9_stays_0_9(self, base, tmp_path, head, options):
+    def test_a_label_of_0_9_stays_0_9(self, base, tmp_path, head):
         """A weight is one of a whole step: it moves how much a step counts, not what its best score is."""
         row = {"prompt": "3+4*2\n", "completions": ["3+4=2", "2*2=3"], "labels": [0.9, 0.3], "num_rollouts": [2, 3]}
+        options = {"balance_classes": True, "weight_by_rollouts": True}
         trainer = prm_trainer(base, tmp_path, [row], max_steps=60, learning_rate=1e-2, **options, **head)
         trainer.train()
         trainer.model.eval()
@@ -338,18 +338,26 @@ def base_with_dropout(tmp_path_factory):
 
 
 class TestResume:
-    @pytest.mark.parametrize("dropout", [False, True], ids=["", "dropout"])
-    @pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
-    @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+    @pytest.mark.parametrize(
+        "head, peft, sampling, dropout",
+        [
+            ("one_label", False, "random", True),
+            ("two_labels", False, "group_by_length", True),
+            ("causal_lm", False, "random", False),
+            ("one_label", True, "group_by_length", False),
+            ("causal_lm", True, "random", True),
+        ],
+    )
     def test_bit_for_bit(self, base_with_dropout, tmp_path, head, peft, sampling, dropout):
-        """Six steps over two epochs at once, and the last three from a checkpoint in the middle of the first."""
+        """Six steps in two epochs at once, and the last three from a checkpoint in the middle of the first."""
 
         def build(output_dir):
             peft_config = LoraConfig(**LORA, lora_dropout=0.1 if dropout else 0.0) if peft else None
             return prm_trainer(
                 base_with_dropout, output_dir, MANY[:16], peft_config=peft_config, max_steps=6, save_strategy="steps",
                 save_steps=3, learning_rate=1e-2, lr_scheduler_type="cosine", per_device_train_batch_size=2,
-                gradient_accumulation_steps=2, train_sampling_strategy=sampling, disable_dropout=not dropout, **head,
+                gradient_accumulation_steps=2, train_sampling_strategy=sampling, disable_dropout=not dropout,
+                **HEADS[head],
             )  # fmt: skip
 
         whole = build(tmp_path / "whole")
@@ -392,15 +400,13 @@ class TestResume:
 class TestAdapters:
     def test_modules_to_save_of_the_user_are_kept(self, base, tmp_path, head):
         """And "score" is added once, whether it was named or not."""
-        for given in (None, ["embed_tokens"], ["score"], ["embed_tokens", "score"]):
-            if head is CAUSAL and given and "score" in given:
-                continue
+        expected_head = set() if head is CAUSAL else {"score"}
+        for given in (None, ["model.norm"], [*expected_head], ["model.norm", *expected_head]):
             peft_config = LoraConfig(**LORA, modules_to_save=given and list(given))
             trainer = prm_trainer(base, tmp_path, ROWS, peft_config=peft_config, **head)
-            added = [] if head is CAUSAL or "score" in (given or []) else ["score"]
-            # PEFT itself adds the names that heads go by.
-            saved = set(trainer.model.peft_config["default"].modules_to_save or [])
-            assert saved - {"classifier"} == {*(given or []), *added}
+            saved = [n for n, m in trainer.model.named_modules() if type(m).__name__ == "ModulesToSaveWrapper"]
+            expected = sorted({*(given or []), *expected_head})
+            assert sorted(name.removeprefix("base_model.model.") for name in saved) == expected
             assert peft_config.modules_to_save == given
 
     def test_mlp_head(self, tmp_path):
@@ -428,7 +434,7 @@ class TestAdapters:
 
 
 class TestActivationOffloading:
-    def test_reaches_the_context_of_trl(self, base, tmp_path, head, monkeypatch):
+    def test_reaches_the_context_of_trl(self, base, tmp_path, monkeypatch):
         """
         TRL's context manager is made for our model and entered at every step. What it does is not seen here: it needs
         an accelerator, and raises on a machine without one.
@@ -445,7 +451,7 @@ class TestActivationOffloading:
 
         monkeypatch.setattr("trl.trainer.reward_trainer.get_act_offloading_ctx_manager", make)
         for offloading in (False, True):
-            trainer = prm_trainer(base, tmp_path, MANY, max_steps=2, activation_offloading=offloading, **head)
+            trainer = prm_trainer(base, tmp_path, MANY, max_steps=2, activation_offloading=offloading)
             trainer.train()
             assert made == ([trainer.model] if offloading else [])
             assert len(entered) == (2 if offloading else 0)

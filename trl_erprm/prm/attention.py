@@ -59,7 +59,10 @@ def packed_sdpa_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    bounds = cu_seq_lens_q.tolist()
+    # Read once a batch rather than once a layer: on a GPU, each reading waits for all work before it.
+    bounds = getattr(cu_seq_lens_q, "_bounds", None)
+    if bounds is None:
+        bounds = cu_seq_lens_q._bounds = cu_seq_lens_q.tolist()
     outputs = []
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         length, mask = end - start, None

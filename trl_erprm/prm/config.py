@@ -34,7 +34,9 @@ class ERPRMConfig(RewardConfig):
             format's (2 for `"qwen2.5-math-prm"`), or 1.
         format (`str`, *optional*):
             Name of the [`PRMFormat`] that lays out a solution: `"trl"`, `"math-shepherd"`, `"er-prm"`, `"rlhflow"`,
-            `"qwen2.5-math-prm"` or `"skywork-o1"`. `None` takes the head's default (`"trl"` or `"math-shepherd"`).
+            `"qwen2.5-math-prm"` or `"skywork-o1"`. `None` takes the checkpoint's own, where the model is a process
+            reward model already (saved by this trainer, or one of [`PUBLIC_MODELS`]), else the head's default (`"trl"`
+            or `"math-shepherd"`).
         step_tag, step_joiner, prompt_separator, positive_token, negative_token, tokenization (`str`, *optional*):
             Each replaces the field of that name in the format.
 
@@ -128,6 +130,7 @@ class ERPRMConfig(RewardConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16 = is_torch_bf16_gpu_available()
         super().__post_init__()
+        self._given = {"head": self.head, "num_labels": self.num_labels}
         if self.head is None:
             self.head = load_format(self.format).head
         check_choice("head", self.head, HEADS)
@@ -136,9 +139,41 @@ class ERPRMConfig(RewardConfig):
             raise ValueError(f"`num_labels` must be 1 (sigmoid) or 2 (softmax), got {self.num_labels}.")
         if self.eta is not None and math.isnan(self.eta):
             raise ValueError("`eta` must be finite or one of inf, -inf, got nan. Use 0 for soft labels, inf for hard.")
+        if self.center_rewards_coefficient is not None:
+            raise ValueError(
+                "`center_rewards_coefficient` belongs to reward models of preference pairs and has no meaning for "
+                f"step labels, got {self.center_rewards_coefficient}. Leave it out."
+            )
         format = self.build_format()
         if self.num_labels is None:
             self.num_labels = format.num_labels or 1
+
+    @property
+    def num_labels_is_given(self) -> bool:
+        """Whether `num_labels` was given, rather than taken from the format."""
+        return self._given["num_labels"] is not None
+
+    def resolve_format(self, of_checkpoint: PRMFormat | None) -> PRMFormat:
+        """
+        The format to train in: [`build_format`]'s, or, where `format` is not given and the checkpoint has one of its
+        own, this one, with the fields replaced that are given. `head` and `num_labels` follow it unless given.
+
+        Raises:
+            `ValueError`: where the checkpoint's format is read with another head than the one given.
+        """
+        if self.format is not None or of_checkpoint is None:
+            return self.build_format()
+        head, num_labels = self._given["head"], self._given["num_labels"]
+        if head not in (None, of_checkpoint.head):
+            raise ValueError(
+                f"The checkpoint has the format {of_checkpoint.name!r}, which is read with the head "
+                f"{of_checkpoint.head!r}, but `head` is {head!r}. Leave `head` out to go on training it, or name the "
+                "`format` that it shall have from now on."
+            )
+        self.head = of_checkpoint.head
+        self.num_labels = num_labels or of_checkpoint.num_labels or 1
+        changes = {name: getattr(self, name) for name in FORMAT_OVERRIDES if getattr(self, name) is not None}
+        return replace(of_checkpoint, **changes)
 
     def build_format(self) -> PRMFormat:
         """The [`PRMFormat`] that these parameters describe."""

@@ -255,8 +255,13 @@ def _without_empty_rows(dataset: Dataset, max_length: int | None, name: str) -> 
         )
     if not kept:
         raise ValueError(
-            f"No row of the {name} dataset has a labelled step within `max_length` ({max_length} tokens); "
-            f"{num_dropped} steps were cut off. Raise `max_length`, or check the labels."
+            f"No row of the {name} dataset has a labelled step"
+            + (
+                f" within `max_length` ({max_length} tokens); {num_dropped} steps were cut off. Raise `max_length`, "
+                "or check the labels."
+                if num_dropped
+                else ". Check the labels: None and NaN mean that a step has none."
+            )
         )
     if len(kept) < len(dataset):
         _warn(

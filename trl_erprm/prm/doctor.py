@@ -41,8 +41,15 @@ from ..parsing import StrictParser
 from .collator import StepDataCollator
 from .config import ERPRMConfig
 from .dataset import encode_rows, label_rows
-from .formats import FORMAT_OVERRIDES, HEADS, PUBLIC_MODELS, EncodedSolution, PRMFormat, load_format
-from .scorer import _read_saved_format
+from .formats import (
+    FORMAT_OVERRIDES,
+    HEADS,
+    EncodedSolution,
+    PRMFormat,
+    format_of_checkpoint,
+    load_format,
+    read_saved_format,
+)
 
 MOST_ROWS_NAMED = 10
 MOST_ROWS_WITH_PREFIXES = 500  # every prefix of a row is tokenized, which takes longer than all else together
@@ -424,14 +431,13 @@ FormatArguments = dataclasses.make_dataclass(
 
 def resolve_format(model: str, args: FormatArguments) -> tuple[PRMFormat, str]:
     """The format, and where it is from."""
-    public = {model_id.lower(): name for model_id, name in PUBLIC_MODELS.items()}.get(model.lower())
     if args.format is not None:
         base, source = load_format(args.format), "given"
-    elif (saved := _read_saved_format(model, {})) is not None:
-        base, source = PRMFormat.from_dict(saved), "the checkpoint's"
     else:
-        base = load_format(public, args.head or HEADS[0])
-        source = "known for this model" if public else "default of the head"
+        saved = read_saved_format(model)
+        found = format_of_checkpoint(model, saved)
+        base = found or load_format(None, args.head or HEADS[0])
+        source = "the checkpoint's" if saved else "known for this model" if found else "default of the head"
     return dataclasses.replace(args, format=base, head=args.head or base.head).build_format(), source
 
 

@@ -417,11 +417,25 @@ def _name_probe(i: int) -> str:
 
 
 def _check_solution(prompt: Prompt, steps: Sequence[str]) -> None:
+    if not isinstance(prompt, str):
+        for message in prompt if isinstance(prompt, list) else [prompt]:
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+                raise ValueError(
+                    "The prompt must be a text or a list of messages with `role` and `content`, got "
+                    f"{message!r}. Write it as [{{'role': 'user', 'content': text}}]."
+                )
+    if isinstance(steps, str):
+        raise ValueError(
+            f"The steps must be a list of texts, got the text {steps[:40]!r}. Split it first, for example with "
+            "`split_steps`; `ProcessRewardModel.score_text` does."
+        )
     if not prompt:
         raise ValueError("The prompt is empty. A step can only be judged against a problem.")
     if not len(steps):
         raise ValueError("The list of steps is empty: there is nothing to score or to learn from.")
     for k, step in enumerate(steps):
+        if not isinstance(step, str):
+            raise ValueError(f"Step {k} of {len(steps)} must be a text, got {step!r}.")
         if not step.strip():
             raise ValueError(f"Step {k} of {len(steps)} is empty ({step!r}). Every step needs text.")
 
@@ -457,7 +471,7 @@ MATH_SHEPHERD = PRMFormat(
 ER_PRM = dataclasses.replace(MATH_SHEPHERD, name="er-prm", step_joiner="", positive_token=" +", negative_token=" -")
 """The released ER-PRM models (arXiv 2412.11006): as Math-Shepherd, without a newline behind the tag, and the label
 tokens with the space before them. They were trained on the probability of ` +` against ` -`, which is what is read
-here; the scripts released with them read ` +` in a softmax over the whole vocabulary."""
+here and what their README shows; the evaluation scripts beside it read ` +` in a softmax over the whole vocabulary."""
 
 RLHFLOW = PRMFormat(
     name="rlhflow",
@@ -513,6 +527,28 @@ PUBLIC_MODELS = {
     "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B": "skywork-o1",
 }
 """Formats of published models, by their id on the Hub; a model from elsewhere names its format."""
+
+
+def read_saved_format(path: str | os.PathLike, **hub_arguments) -> dict | None:
+    """The content of a checkpoint's `prm_format.json`, from a directory or, for a model id, the Hub; or `None`."""
+    if Path(path).exists():
+        file = Path(path) / FORMAT_FILE
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+    from transformers.utils import cached_file
+
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    file = cached_file(str(path), FORMAT_FILE, **quietly, **hub_arguments)
+    return json.loads(Path(file).read_text("utf-8")) if file else None
+
+
+def format_of_checkpoint(path: str | os.PathLike, saved: dict | None) -> PRMFormat | None:
+    """The format of a checkpoint that says what it is: by what it has saved, else by its id in [`PUBLIC_MODELS`]."""
+    if saved is not None:
+        return PRMFormat.from_dict(saved)
+    public = {model_id.lower(): name for model_id, name in PUBLIC_MODELS.items()}  # the Hub ignores case as well
+    name = public.get(str(path).lower())
+    return None if name is None else FORMATS[name]
 
 
 def load_format(name_or_format: str | PRMFormat | None, head: str = "token_classification") -> PRMFormat:

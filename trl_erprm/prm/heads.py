@@ -33,6 +33,8 @@ from .formats import PRMFormat
 
 _HEAD_NAMES = ("score.", "classifier.", "lm_head.", "v_head.")
 
+_HEADS_TO_SKIP = {"score"}
+
 
 @contextmanager
 def project_only(output_embeddings: nn.Module, is_step_end: torch.Tensor) -> Iterator[None]:
@@ -152,9 +154,11 @@ def load_prm(
             f"The format {format.name!r} reads weights of other sizes than {str(path)!r} holds "
             f"({', '.join(sorted(sizes))}). Name the format and the `num_labels` that the model was trained with."
         )
-    if head_must_be_trained:
+    if head_must_be_trained or format.head == "causal_lm":  # a language model's own head is never a new one
         missing = sorted(name for name in info["missing_keys"] if name.startswith(_HEAD_NAMES))
         unread = sorted(name for name in info["unexpected_keys"] if name.startswith(_HEAD_NAMES))
+        if not head_must_be_trained and not missing:
+            unread = []  # a classifier that is to become a causal model, its language model still in it
         if missing or unread:
             raise ValueError(
                 f"The format {format.name!r} reads a {format.head} head ({format.head_module}), but {str(path)!r} "
@@ -210,13 +214,18 @@ def new_head_is_expected(may_be_missing: bool = True) -> Iterator[None]:
 
 def without_head(quantization_config: Any) -> Any:
     """
-    A copy of a quantization configuration that leaves a token-classification head (`score`) in full precision.
-
-    A new head has no quantized weights to load: quantized, loading ends in an AttributeError. A configuration that
-    names modules to skip, and `None`, are returned as they are.
+    A copy of a bitsandbytes configuration (object or dictionary) that leaves a token-classification head in full
+    precision. A new head has no quantized weights to load: quantized, loading ends in an AttributeError. Other
+    configurations, and `None`, are returned as they are.
     """
-    if quantization_config is None or getattr(quantization_config, "llm_int8_skip_modules", None):
+    if isinstance(quantization_config, dict):
+        if "bitsandbytes" not in str(quantization_config.get("quant_method", "bitsandbytes")).lower():
+            return quantization_config
+        skipped = quantization_config.get("llm_int8_skip_modules") or []
+        return {**quantization_config, "llm_int8_skip_modules": [*skipped, *sorted(_HEADS_TO_SKIP - set(skipped))]}
+    if not hasattr(quantization_config, "llm_int8_skip_modules"):
         return quantization_config
     quantization_config = copy.deepcopy(quantization_config)
-    quantization_config.llm_int8_skip_modules = ["score"]
+    skipped = quantization_config.llm_int8_skip_modules or []
+    quantization_config.llm_int8_skip_modules = [*skipped, *sorted(_HEADS_TO_SKIP - set(skipped))]
     return quantization_config

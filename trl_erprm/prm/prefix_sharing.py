@@ -21,16 +21,22 @@ from .attention import is_causal
 from .formats import EncodedSolution, Prompt
 from .heads import step_log_odds
 
-PASS_COST = 256
-"""What a forward pass costs besides its tokens, in tokens. Each pass reads all weights; a GPU with 3 TB/s and
-500 TFLOP/s computes some 150 tokens meanwhile, a small model there waits for the launch of its kernels for several
-times that, and on a CPU it is some 50. A value in between, at which none of them loses much."""
+CPU_PASS_COST, ACCELERATOR_PASS_COST = 32, 512
+"""What a forward pass costs besides its tokens (to read the weights, to launch kernels), in tokens. On a CPU, 10 were
+measured for layers of a 0.5B model and 110 for a model of 30,000 parameters. For accelerators it is computed, not
+measured: with 3 TB/s and 500 TFLOP/s, some 150 for a 7B model, which waits for its weights, and 1,300 for one of 0.5B,
+at 100 microseconds to launch a layer."""
 
 MIN_SAVING = 0.05
 """Share of a group's cost that sharing must save."""
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}  # those for which keys and values of all tokens are enough
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")  # those that align queries with the last keys
+
+
+def pass_cost_on(device: torch.device) -> int:
+    """[`CPU_PASS_COST`] or [`ACCELERATOR_PASS_COST`]."""
+    return CPU_PASS_COST if device.type == "cpu" else ACCELERATOR_PASS_COST
 
 
 def common_prefix_length(solutions: Sequence[EncodedSolution]) -> int:
@@ -58,7 +64,9 @@ def common_prefix_length(solutions: Sequence[EncodedSolution]) -> int:
     return min(len(common), *(solution.step_ends[0] for solution in solutions))
 
 
-def cut_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> tuple[list[slice], int]:
+def cut_batches(
+    lengths: Sequence[int], batch_size: int, max_tokens: int | None = None, pass_cost: int = ACCELERATOR_PASS_COST
+) -> tuple[list[slice], int]:
     """
     The cheapest batches of consecutive rows, by padded tokens and passes.
 
@@ -69,15 +77,17 @@ def cut_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None 
             Most rows in a batch.
         max_tokens (`int`, *optional*):
             Most tokens in a batch, padding included; a single row may have more.
+        pass_cost (`int`, *optional*):
+            What a batch costs besides its tokens, in tokens.
 
     Returns:
-        `tuple[list[slice], int]`: the batches, and their cost: rows times longest row, and [`PASS_COST`] for each.
+        `tuple[list[slice], int]`: the batches, and their cost: rows times longest row, and `pass_cost` for each.
 
     Example:
 
     ```python
-    >>> cut_batches([900, 310, 300, 290, 280], batch_size=4)
-    ([slice(0, 1, None), slice(1, 5, None)], 2652)
+    >>> cut_batches([900, 310, 300, 290, 280], batch_size=4, pass_cost=100)
+    ([slice(0, 1, None), slice(1, 5, None)], 2340)
 
     ```
     """
@@ -88,7 +98,7 @@ def cut_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None 
         tokens = (end - starts) * length[starts]
         if max_tokens is not None:
             starts, tokens = starts[fits := (tokens <= max_tokens) | (starts == end - 1)], tokens[fits]
-        totals = cost[starts] + tokens + PASS_COST
+        totals = cost[starts] + tokens + pass_cost
         best = int(totals.argmin())
         cost[end], start_of[end] = totals[best], starts[best]
     batches, end = [], count
@@ -164,6 +174,7 @@ def plan_sharing(
     share: bool | None,
     batch_size: int,
     max_tokens: int | None = None,
+    pass_cost: int = ACCELERATOR_PASS_COST,
 ) -> list[tuple[list[int], int]]:
     """
     Which solutions run together, behind which prefix.
@@ -176,7 +187,7 @@ def plan_sharing(
         share (`bool`, *optional*):
             `True`: share whatever a group has in common; `False`: share nothing; `None`: share where
             [`is_worth_sharing`].
-        batch_size (`int`), max_tokens (`int`, *optional*):
+        batch_size (`int`), max_tokens (`int`, *optional*), pass_cost (`int`, *optional*):
             As for [`cut_batches`].
 
     Returns:
@@ -193,7 +204,7 @@ def plan_sharing(
         solutions = [encoded[i] for i in group]
         length = common_prefix_length(solutions) if len(group) > 1 else 0
         lengths = [len(solution.input_ids) for solution in solutions]
-        if length and (share or is_worth_sharing(lengths, length, batch_size, max_tokens)):
+        if length and (share or is_worth_sharing(lengths, length, batch_size, max_tokens, pass_cost)):
             plan.append((group, length))
         else:
             others += group
@@ -201,7 +212,11 @@ def plan_sharing(
 
 
 def is_worth_sharing(
-    lengths: Sequence[int], prefix_length: int, batch_size: int, max_tokens: int | None = None
+    lengths: Sequence[int],
+    prefix_length: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    pass_cost: int = ACCELERATOR_PASS_COST,
 ) -> bool:
     """
     Whether a group costs at least [`MIN_SAVING`] less with a shared prefix, in tokens run and passes.
@@ -213,7 +228,7 @@ def is_worth_sharing(
             Tokens of each solution, the prefix included.
         prefix_length (`int`):
             Tokens of the prefix.
-        batch_size (`int`), max_tokens (`int`, *optional*):
+        batch_size (`int`), max_tokens (`int`, *optional*), pass_cost (`int`, *optional*):
             As for [`cut_batches`].
 
     Example:
@@ -226,5 +241,6 @@ def is_worth_sharing(
     """
     total = sum(lengths)
     num_passes = min(len(lengths), max(len(lengths) / batch_size, 0 if max_tokens is None else total / max_tokens))
-    _, cost = cut_batches(sorted((n - prefix_length for n in lengths), reverse=True), batch_size, max_tokens)
-    return prefix_length + PASS_COST + cost < (1 - MIN_SAVING) * (total + num_passes * PASS_COST)
+    rests = sorted((length - prefix_length for length in lengths), reverse=True)
+    _, cost = cut_batches(rests, batch_size, max_tokens, pass_cost)
+    return prefix_length + pass_cost + cost < (1 - MIN_SAVING) * (total + num_passes * pass_cost)

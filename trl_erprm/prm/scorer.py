@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,14 +14,22 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from ..arguments import load_tokenizer, process_state
 from ..steps import step_texts
 from .attention import is_causal
-from .formats import FORMAT_FILE, PUBLIC_MODELS, EncodedSolution, PRMFormat, Prompt, load_format
+from .formats import (
+    FORMAT_FILE,
+    EncodedSolution,
+    PRMFormat,
+    Prompt,
+    format_of_checkpoint,
+    load_format,
+    read_saved_format,
+)
 from .heads import load_prm, step_log_odds
-from .prefix_sharing import PrefixCache, cut_batches, plan_sharing, why_not_shareable, windows
+from .prefix_sharing import PrefixCache, cut_batches, pass_cost_on, plan_sharing, why_not_shareable, windows
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +79,7 @@ class ProcessRewardModel:
         self.format = load_format(format)
         self.format.check_tokenizer(tokenizer)
         self.model = model.eval()
+        self._lock = threading.Lock()  # a pass tells the head where to look, so two threads cannot pass at once
         self.tokenizer = tokenizer
         self.eta = eta
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -116,7 +125,7 @@ class ProcessRewardModel:
         """
         path = str(path)
         hub_arguments = {name: model_init_kwargs[name] for name in _HUB_ARGUMENTS if name in model_init_kwargs}
-        saved = _read_saved_format(path, hub_arguments)
+        saved = read_saved_format(path, **hub_arguments)
         resolved = _resolve_format(path, format, saved)
         saved = saved or {}
         if device is None and "device_map" not in model_init_kwargs:
@@ -194,9 +203,8 @@ class ProcessRewardModel:
         if share_prompts and obstacle:
             raise ValueError(f"This model cannot share prompts: {obstacle}. Leave `share_prompts` to its default.")
         share = False if obstacle else share_prompts
-        limits = {"batch_size": batch_size, "max_tokens": max_tokens_per_batch}
+        limits = {"batch_size": batch_size, "max_tokens": max_tokens_per_batch, "pass_cost": pass_cost_on(self.device)}
         window_size = max(1, WINDOW // batch_size) * batch_size
-
         is_main = process_state().is_main_process
         bar = {"desc": "Scoring", "unit": "solution", "disable": not (show_progress and is_main)}
 
@@ -256,7 +264,8 @@ class ProcessRewardModel:
         for indices, prefix_length in plan_sharing(encoded, prompts, share, **limits):
             indices = sorted(indices, key=lambda i: -len(encoded[i].input_ids))  # longest first: memory peaks at once
             prefix = encoded[indices[0]].input_ids[:prefix_length] if prefix_length else None
-            cache = PrefixCache.of(prefix, self.model, self._label_token_ids) if prefix else None
+            with self._lock:
+                cache = PrefixCache.of(prefix, self.model, self._label_token_ids) if prefix else None
             batches, _ = cut_batches([len(encoded[i].input_ids) - prefix_length for i in indices], **limits)
             for batch in batches:
                 rows = [encoded[i] for i in indices[batch]]
@@ -277,7 +286,8 @@ class ProcessRewardModel:
             # Elsewhere no mask is needed: padding is behind every token that counts. And sdpa is faster without.
             lengths = torch.tensor([len(of_row) for of_row in ids])
             inputs["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long().to(self.device)
-        scores = step_log_odds(self.model, inputs, is_step_end.to(self.device), self._label_token_ids).sigmoid()
+        with self._lock:
+            scores = step_log_odds(self.model, inputs, is_step_end.to(self.device), self._label_token_ids).sigmoid()
         return [of_row.tolist() for of_row in scores.cpu().split([len(row.step_ends) for row in rows])]
 
 
@@ -287,39 +297,27 @@ def _split_between_processes(scores_of, indices: Sequence[int]) -> dict[int, lis
     own, error = {}, None
     try:
         own = scores_of(indices[state.process_index :: state.num_processes])  # every n-th: shares of like lengths
-    except ValueError as raised:
-        error = str(raised)
-    shares = gather_object([(own, error)])
-    if errors := [error for _, error in shares if error]:
-        raise ValueError(errors[0])
-    return {i: of_solution for share, _ in shares for i, of_solution in share.items()}
+    except Exception as raised:  # raised again below, by all
+        error = raised
+    shares = gather_object([(own, error and str(error), isinstance(error, ValueError))])
+    if error is not None:
+        raise error
+    if errors := [(message, is_value) for _, message, is_value in shares if message is not None]:
+        raise (ValueError if errors[0][1] else RuntimeError)(errors[0][0])
+    return {i: of_solution for share, _, _ in shares for i, of_solution in share.items()}
 
 
 def _resolve_format(path: str, format: PRMFormat | str | None, saved: dict | None) -> PRMFormat:
     if format is not None:
         return load_format(format)
-    if saved is not None:
-        return PRMFormat.from_dict(saved)
-    public = {model_id.lower(): name for model_id, name in PUBLIC_MODELS.items()}  # the Hub ignores case as well
-    if path.lower() in public:
-        return load_format(public[path.lower()])
+    if (found := format_of_checkpoint(path, saved)) is not None:
+        return found
     held = sorted(p.name for p in Path(path).iterdir()) if Path(path).is_dir() else None
     raise ValueError(
         f"{path!r} is not a process reward model of trl-erprm: it has no {FORMAT_FILE}"
         + (f" (it holds {', '.join(held) or 'nothing'})" if held is not None else " that could be read")
         + ". Give the directory that `ERPRMTrainer` saved, or, for a model from elsewhere, its `format`."
     )
-
-
-def _read_saved_format(path: str, hub_arguments: dict) -> dict | None:
-    """The content of a checkpoint's `prm_format.json`, from a directory or, for a model id, from the hub."""
-    if Path(path).exists():
-        file = Path(path) / FORMAT_FILE
-        return json.loads(file.read_text("utf-8")) if file.is_file() else None
-    kinds = ("missing_entries", "connection_errors", "gated_repo")
-    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
-    file = cached_file(path, FORMAT_FILE, **quietly, **hub_arguments)
-    return json.loads(Path(file).read_text("utf-8")) if file else None
 
 
 def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_kwargs) -> nn.Module:
@@ -330,9 +328,9 @@ def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_
     from peft.utils import load_peft_weights
 
     config = PeftConfig.from_pretrained(path, **hub_arguments)
-    head = "score" if format.head == "token_classification" else "lm_head"
+    heads = ("score", "classifier") if format.head == "token_classification" else ("lm_head",)
     weights = load_peft_weights(path, device="cpu", **hub_arguments)
-    brings_head = any(f".{head}." in name and ".lora_" not in name for name in weights)
+    brings_head = any(f".{head}." in name and ".lora_" not in name for name in weights for head in heads)
     model_init_kwargs.pop("revision", None)  # it was the adapter's
     if config.revision is not None:
         model_init_kwargs["revision"] = config.revision
@@ -344,7 +342,7 @@ def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_
         if brings_head:
             raise
         raise ValueError(
-            f"The adapter {path!r} brings no trained head (`{head}`), and its base model has none either: {error} An "
-            f"adapter for a token-classification format is trained with `modules_to_save=['score']`."
+            f"The adapter {path!r} brings no trained head (`{heads[0]}`), and its base model has none either: {error} "
+            "An adapter for a token-classification format is trained with `modules_to_save=['score']`."
         ) from error
     return PeftModel.from_pretrained(base, path, **hub_arguments)

@@ -43,12 +43,14 @@ from .attention import is_causal, use_packed_attention, why_not_padding_free
 from .collator import StepDataCollator
 from .config import ERPRMConfig
 from .dataset import ENCODED_COLUMNS, OPTIONAL_COLUMNS, encode_dataset, label_rows, step_weighting
-from .formats import PRMFormat
+from .formats import PRMFormat, format_of_checkpoint, read_saved_format
 from .heads import load_prm, step_log_odds
 from .metrics import auroc, brier_score, calibration_error, first_error_f1, step_accuracy
 from .model_card import add_to_model_card
 
 logger = get_logger(__name__)
+
+_STATE = "ERPRMTrainer"  # our entry in the trainer's state
 
 
 class ERPRMTrainer(RewardTrainer):
@@ -105,6 +107,10 @@ class ERPRMTrainer(RewardTrainer):
     - `mean_score`, `mean_label`: means of score and label, in [0, 1]; they should agree.
     - `num_tokens`: tokens trained on so far, padding aside.
 
+    After a resume, the first log covers the steps since the resume. In evaluation every solution counts once; only of
+    a streaming dataset on several processes, those that fill up the last batch count twice, as transformers cannot
+    tell them from the others.
+
     What these solutions do not determine (a ranking without a bad step) is not logged. With `compute_metrics`, its
     predictions and labels are arrays of solutions x steps, -100 where a step has no label.
     """
@@ -146,7 +152,10 @@ class ERPRMTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = ERPRMConfig(f"{(name or 'model').split('/')[-1]}-ER-PRM")
-        self.format: PRMFormat = args.build_format()
+        of_checkpoint = None
+        if isinstance(model, str):
+            of_checkpoint = format_of_checkpoint(model, read_saved_format(model))
+        self.format: PRMFormat = args.resolve_format(of_checkpoint)
 
         set_seed(args.seed)  # before the model is made: a new head is drawn at random
         if isinstance(model, str):
@@ -156,7 +165,7 @@ class ERPRMTrainer(RewardTrainer):
                     revision=(args.model_init_kwargs or {}).get("revision"),
                     trust_remote_code=args.trust_remote_code,
                 )
-            model = self._load_model(model, args, quantization_config)
+            model = self._load_model(model, self.format, args, quantization_config)
         elif processing_class is None:
             processing_class = load_tokenizer(get_config_model_id(model.config))
         self._check_head(model, args)
@@ -211,7 +220,7 @@ class ERPRMTrainer(RewardTrainer):
                     parameter.data = parameter.data.float()
 
     @staticmethod
-    def _load_model(path: str, args: ERPRMConfig, quantization_config: Any) -> PreTrainedModel:
+    def _load_model(path: str, format: PRMFormat, args: ERPRMConfig, quantization_config: Any) -> PreTrainedModel:
         model_init_kwargs = dict(args.model_init_kwargs or {})
         quantization_config = quantization_config or model_init_kwargs.pop("quantization_config", None)
         if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
@@ -219,7 +228,7 @@ class ERPRMTrainer(RewardTrainer):
         model_init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         if quantization_config is not None:
             model_init_kwargs["quantization_config"] = quantization_config
-        return load_prm(path, args.build_format(), args.num_labels, **model_init_kwargs)
+        return load_prm(path, format, args.num_labels, **model_init_kwargs)
 
     @staticmethod
     def _check_head(model: PreTrainedModel, args: ERPRMConfig) -> None:
@@ -231,6 +240,8 @@ class ERPRMTrainer(RewardTrainer):
                     f"`head='token_classification'` needs a token-classification model, got {name}. Load it with "
                     "`AutoModelForTokenClassification`, give its path instead, or set `head='causal_lm'`."
                 )
+            if not args.num_labels_is_given and base.config.num_labels in (1, 2):
+                args.num_labels = base.config.num_labels
             if base.config.num_labels != args.num_labels:
                 raise ValueError(
                     f"The model has {base.config.num_labels} labels, but `num_labels` is {args.num_labels}. Set "
@@ -271,6 +282,11 @@ class ERPRMTrainer(RewardTrainer):
                 f"`eta` is {args.eta}, but the {dataset_name} dataset has no rollout counts to label from: it has the "
                 f"columns {', '.join(columns)}. Add `num_correct` and `num_rollouts`, or leave `eta` out to train on "
                 "`labels` as they are."
+            )
+        if "num_rollouts" in columns and "labels" not in columns and args.eta is None:
+            raise ValueError(
+                f"The {dataset_name} dataset has rollout counts and no `labels`. Set `eta` to label it from them (0 "
+                "for soft labels, inf for hard ones)."
             )
         with args.main_process_first(local=False, desc=f"preparing the {dataset_name} dataset"):
             if from_counts:
@@ -345,8 +361,7 @@ class ERPRMTrainer(RewardTrainer):
 
         if mode == "train":
             if not self._total_train_tokens and self.state.global_step:  # resumed from a checkpoint
-                logged = (e["num_tokens"] for e in reversed(self.state.log_history) if "num_tokens" in e)
-                self._total_train_tokens = next(logged, 0)
+                self._total_train_tokens = self.state.stateful_callbacks.get(_STATE, {}).get("num_tokens", 0)
             self._total_train_tokens += self.accelerator.gather(num_tokens).sum().item() // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         step_scores = torch.full_like(step_labels, torch.nan)
@@ -371,9 +386,13 @@ class ERPRMTrainer(RewardTrainer):
         """Keeps what the metrics are computed from at the next log: of every solution of every process."""
         if outcomes is None:
             outcomes = step_labels.new_full((len(step_labels),), torch.nan)
+        if mode == "train" and self.args.logging_strategy == "no":
+            return  # nobody would ask for it, and it would grow to the end
         # shape (B, K, 4); K is the most steps of a solution in this batch, of any process
         record = torch.stack([step_scores, step_labels, losses, outcomes[:, None].expand_as(step_labels)], dim=2)
         record = self.accelerator.pad_across_processes(record, dim=1, pad_index=torch.nan)
+        if mode == "train":  # `batch_rebalance` gives processes different numbers of solutions
+            record = self.accelerator.pad_across_processes(record, dim=0, pad_index=torch.nan)
         # In evaluation, the last batch may hold solutions twice, so that all processes have as many.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
         self._records[mode].append(gather(record))
@@ -418,11 +437,19 @@ class ERPRMTrainer(RewardTrainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict=state_dict)
-        self.format.save(
-            output_dir or self.args.output_dir,
-            eta=self.args.eta,
-            num_labels=self.args.num_labels if self.args.head == "token_classification" else None,
-        )
+        # Kept with the trainer's state, which is written into a checkpoint behind the weights.
+        self.state.stateful_callbacks[_STATE] = {"num_tokens": self._total_train_tokens}
+        directories = {str(output_dir or self.args.output_dir)}
+        if self.args.push_to_hub:
+            directories.add(
+                self.args.output_dir
+            )  # what a push during training takes from a checkpoint is a fixed list
+        for directory in directories:
+            self.format.save(
+                directory,
+                eta=self.args.eta,
+                num_labels=self.args.num_labels if self.args.head == "token_classification" else None,
+            )
 
 
 def step_losses(log_odds: torch.Tensor, labels: torch.Tensor, loss_type: str = "soft_cross_entropy") -> torch.Tensor:

@@ -29,12 +29,14 @@ STRATEGIES = {
 }
 WEIGHTED = {"weight_by_rollouts": True, "balance_classes": True}
 PADDED = {"padding_free": False}
+REBALANCED = {"train_sampling_strategy": "batch_rebalance"}  # processes hold different numbers of solutions
 CASES = [
     *((name, "token_classification", {}) for name in STRATEGIES),
     # The causal head reaches into the model by a hook, which is delicate where the weights are split.
     ("zero3", "causal_lm", {}),
     ("fsdp2", "causal_lm", {}),
     ("ddp", "token_classification", WEIGHTED),
+    ("ddp", "token_classification", REBALANCED),
     ("zero2", "token_classification", PADDED),
 ]
 

@@ -179,6 +179,11 @@ class TestData:
         with pytest.raises(ValueError, match=message):
             prm_trainer(base, tmp_path, ROWS, eta=2.0)
 
+    def test_counts_without_eta_or_labels(self, base, tmp_path):
+        message = "The train dataset has rollout counts and no `labels`. Set `eta` to label it from them"
+        with pytest.raises(ValueError, match=message):
+            prm_trainer(base, tmp_path, self.COUNTS)
+
     def test_bools_are_labels(self, base, tmp_path):
         trainer = prm_trainer(base, tmp_path, [{**ROWS[0], "labels": [True, False, True]}])
         assert trainer.train_dataset[0]["step_labels"] == [1.0, 0.0, 1.0]

@@ -14,9 +14,10 @@ from trl_erprm.prm.formats import FORMATS
 ROWS = solutions()
 
 
-@pytest.fixture(params=list(FORMATS))
-def trained(request, tmp_path):
+@pytest.fixture(scope="module", params=list(FORMATS))
+def trained(request, tmp_path_factory):
     """The trainer after some steps on four solutions, and where it saved."""
+    tmp_path = tmp_path_factory.mktemp(request.param)
     base = save_base_for(request.param, tmp_path / "base")
     trainer = prm_trainer(
         base, tmp_path / "prm", ROWS, format=request.param, max_length=512, max_steps=30, learning_rate=1e-2,

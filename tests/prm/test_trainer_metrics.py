@@ -140,6 +140,14 @@ class TestMetrics:
         trainer = prm_trainer(base, tmp_path, ROWS, rows)
         assert ("eval_outcome_auroc" in trainer.evaluate()) is (outcomes == [0.0, 1.0])
 
+    def test_without_logs_nothing_is_kept_for_them(self, base, tmp_path):
+        """Else the record of a long run would grow to its end."""
+        trainer = prm_trainer(base, tmp_path, ROWS, ROWS, max_steps=2, logging_strategy="no")
+        trainer.train()
+        assert not logged(trainer, "mean_score")
+        assert trainer.evaluate()["eval_mean_label"] == pytest.approx(0.6)
+        assert trainer._records == {"train": [], "eval": []}
+
     def test_training_and_evaluation_do_not_mix(self, base, tmp_path):
         eval_rows = [{**ROWS[1], "labels": [0.0]}]
         trainer = prm_trainer(

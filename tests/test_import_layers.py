@@ -32,7 +32,11 @@ LAYERS: list[tuple[str, int]] = [
     ("prm.aggregation", 0),
     ("prm.metrics", 0),
     ("policy.advantages", 0),
+    ("policy.guards", 0),
+    ("policy.selection", 0),
     ("evaluation.best_of_n", 0),
+    ("evaluation.calibration", 0),
+    ("evaluation.paired", 0),
     ("evaluation.step_pairs", 0),
     # runs on disk, data, the embedded task, arguments, engines
     ("manifest", 1),

@@ -31,6 +31,13 @@ def test_defaults(tmp_path):
         assert f"`{name}`: Defaults to" in ERPRMConfig.__doc__
 
 
+@pytest.mark.parametrize("available", [False, True])
+def test_bf16_where_a_device_supports_it(tmp_path, monkeypatch, available):
+    monkeypatch.setattr("trl_erprm.prm.config.is_torch_bf16_gpu_available", lambda: available)
+    assert ERPRMConfig(str(tmp_path), use_cpu=True, report_to="none").bf16 is available
+    assert config(tmp_path, bf16=False).bf16 is False
+
+
 def test_every_field_is_documented():
     new = {f.name for f in dataclasses.fields(ERPRMConfig)} - {f.name for f in dataclasses.fields(RewardConfig)}
     headings = " ".join(line for line in ERPRMConfig.__doc__.splitlines() if line.rstrip().endswith("):"))

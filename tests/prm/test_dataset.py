@@ -305,13 +305,19 @@ class TestEncodeDataset:
         from tests.tokenizers import merging_tokenizer
 
         format = load_format("math-shepherd")
-        rows = [{"prompt": "a", "completions": [step], "labels": [1.0]} for step in ("b", "b.")]
-        with pytest.raises(ValueError, match="Row 1 of the train dataset: the tag ' ки' of step 0 merges"):
+        rows = [{"prompt": "a", "completions": [step], "labels": [1.0]} for step in ["b"] * 1001 + ["b."]]
+        with pytest.raises(ValueError, match="Row 1001 of the train dataset: the tag ' ки' of step 0 merges"):
             list(encode_dataset(as_dataset(rows), format, merging_tokenizer(), columns=COLUMNS))
 
-    def test_several_processes(self, tokenizer):
+    def test_several_processes(self, tokenizer, monkeypatch):
+        num_procs = []
+        map_rows = Dataset.map
+        monkeypatch.setattr(
+            Dataset, "map", lambda self, *a, **kw: (num_procs.append(kw.get("num_proc")), map_rows(self, *a, **kw))[1]
+        )
         dataset = Dataset.from_list(ROWS * 2)
         weights_of = step_weighting(dataset, False, True)
         one = self.encode(dataset, tokenizer, weights_of=weights_of)
         two = self.encode(dataset, tokenizer, weights_of=weights_of, num_proc=2)
         assert one.to_list() == two.to_list()
+        assert num_procs == [None, 2]

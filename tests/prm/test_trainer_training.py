@@ -281,9 +281,10 @@ class TestWeights:
         assert np.concatenate(trainer.train_dataset["step_weights"][:]) == pytest.approx(expected)
 
     def test_last_step_only(self, base, tmp_path):
-        """Balanced among the steps that are learnt from: 1.0 and 0.2."""
-        trainer = prm_trainer(base, tmp_path, self.ROWS, train_on_last_step_only=True, balance_classes=True)
-        expected = self.balance(np.array([1.0, 0.2]), np.ones(2))
+        """Balanced among the steps that are learnt from: 0.5 and 0.2."""
+        rows = [{**self.ROWS[0], "labels": [0.9, 0.3, 0.5]}, self.ROWS[1]]
+        trainer = prm_trainer(base, tmp_path, rows, train_on_last_step_only=True, balance_classes=True)
+        expected = self.balance(np.array([0.5, 0.2]), np.ones(2))
         assert [weights[-1] for weights in trainer.train_dataset["step_weights"]] == pytest.approx(expected)
 
     def test_accumulation_1x4_equals_4x1(self, base, tmp_path, head):

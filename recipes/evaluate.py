@@ -1,44 +1,57 @@
-"""Measure a process reward model: best-of-N against majority vote, and how it ranks right and wrong steps.
+"""Compare process reward models by what their choices are worth: best of n with intervals, as one report.
 
-    accelerate launch recipes/evaluate.py                  # the embedded task, as recipes/rft.py prepared it
-    accelerate launch recipes/evaluate.py --prm_path outputs/prm --model_name_or_path path/to/policy \
-        --dataset_name json --dataset_path problems.jsonl --output_dir outputs/evaluation
+    accelerate launch recipes/evaluate.py                        # the embedded task: ER, soft, hard and outcome PRM
+    python recipes/evaluate.py --candidates pool.jsonl.gz --step_scores scores/*.jsonl.gz --output_dir outputs/report
+    python recipes/evaluate.py --candidates pool.jsonl.gz --prm_path er=outputs/prm soft=outputs/prm-soft ...
+    python recipes/evaluate.py --model_name_or_path path/to/policy --dataset_path problems.jsonl --prm_path ...
+
+Candidates and step scores are files in the layout of trl_erprm/evaluation/candidates.py; what is sampled and scored
+here is kept in that layout. `report.html` in the output directory needs no network (docs/evaluation.md).
 """
 
-import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import stages
-from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 
-from trl_erprm import ProcessReward, aggregate, best_of_n_accuracy, verify_answer
+from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
-from trl_erprm.evaluation.best_of_n import majority_accuracy, pass_at_n, sampled_accuracy
+from trl_erprm.arithmetic import ArithmeticTask
+from trl_erprm.evaluation.candidates import CandidatePool, make_pool, read_candidates, read_step_scores, write_rows
+from trl_erprm.evaluation.comparison import calibrate_scorers, compare_scorers
+from trl_erprm.evaluation.html_report import write_report
+from trl_erprm.evaluation.report import comparison_table
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
-from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
-from trl_erprm.prm.aggregation import AGGREGATIONS
+from trl_erprm.manifest import content_hash, open_run, weights_fingerprint
+from trl_erprm.prm.aggregation import check_aggregation
+from trl_erprm.prm.metrics import first_error_f1
 from trl_erprm.rollout import Prefix, SamplingOptions, load_engine
-from trl_erprm.steps import step_texts
-from trl_erprm.verify import extract_answer
 
 
 @dataclass
 class ScriptArguments:
-    output_dir: str = field(metadata={"help": "Where metrics.json and candidates.jsonl go."})
-    prm_path: str | None = field(default=None, metadata={"help": "Directory of the process reward model."})
-    num_samples: int = field(default=8, metadata={"help": "Candidates sampled for each problem."})
+    output_dir: str = field(metadata={"help": "Where report.html, metrics.json and the plots go."})
+    candidates: str | None = field(
+        default=None, metadata={"help": "File of candidates (.jsonl, .jsonl.gz, .parquet)."}
+    )
+    step_scores: list[str] | None = field(
+        default=None, metadata={"help": "Files of step scores of these candidates; 'name=file' gives a name."}
+    )
+    prm_path: list[str] | None = field(
+        default=None, metadata={"help": "Directories of process reward models; 'name=directory' gives a name."}
+    )
+    aggregation: str = field(default="min", metadata={"help": "Aggregation that the report puts first (paper: min)."})
+    num_samples: int = field(default=16, metadata={"help": "Candidates sampled for each problem."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     max_completion_length: int = field(default=512, metadata={"help": "Most tokens of a candidate."})
     generation_batch_size: int = field(default=64, metadata={"help": "Sequences generated at once."})
-    scoring_batch_size: int = field(default=32, metadata={"help": "Candidates the PRM scores at once."})
+    scoring_batch_size: int = field(default=32, metadata={"help": "Candidates a PRM scores at once."})
     split_how: str = field(default="newline", metadata={"help": "How candidates are split into steps."})
     answer_how: str = field(default="auto", metadata={"help": "How answers are read: see `verify_answer`."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling, of resampled problems and of drawn subsets."})
     task: str | None = field(
         default=None, metadata={"help": "'arithmetic': the embedded task.", "choices": ["arithmetic"]}
     )
@@ -47,92 +60,176 @@ class ScriptArguments:
 def main(argv: list[str] | None = None) -> dict:
     argv = sys.argv[1:] if argv is None else argv
     parser = StrictParser((ScriptArguments, ModelArguments, DataArguments))
-    script_args, model_args, data_args = parser.parse_args_and_config(
+    args, model_args, data_args = parser.parse_args_and_config(
         argv or ["--config", str(stages.CONFIGS / "evaluate.yaml")]
     )
+    check_aggregation(args.aggregation)
+    output_dir = Path(args.output_dir)
 
     # Load
     state, task = process_state(), None
-    if script_args.task == "arithmetic":
-        prepared = stages.prepare(Path(script_args.output_dir).parent, script_args.seed)
+    prms, score_files = _named(args.prm_path, "prm_path"), _named(args.step_scores, "step_scores")
+    if args.task == "arithmetic":
+        prepared = stages.prepare(output_dir.parent, args.seed, "evaluation: which PRM chooses best?")
         task, model_args.model_name_or_path = prepared.task, str(prepared.policy_dir)
-        script_args.prm_path = script_args.prm_path or str(prepared.prm_dir)
-        rows = task.dataset(data_args.dataset_split, data_args.num_rows)
-    else:
-        if not script_args.prm_path:
-            raise ValueError(stages.missing("prm_path", "evaluate"))
-        rows, _ = load_prompts(data_args, script_args.split_how)
-    if "answer" not in rows.column_names or None in rows["answer"]:
-        raise ValueError("Some rows have no answer to compare with. Give problems with a column `answer`.")
-    policy, tokenizer = load_policy(model_args, device=state.device)
-    engine = load_engine(
-        "transformers", model=policy, tokenizer=tokenizer, batch_size=script_args.generation_batch_size
-    )
-    reward = ProcessReward(
-        script_args.prm_path,
-        split_how=script_args.split_how,
-        answer_how=script_args.answer_how,
-        is_well_formed=task.is_well_formed if task else None,
-        batch_size=script_args.scoring_batch_size,
-    )
-
+        prms = prms or stages.train_variants(prepared, output_dir.parent, args.seed)
+    if not prms and not score_files:
+        raise ValueError(stages.missing("prm_path", "evaluate"))
+    if score_files and not args.candidates:
+        raise ValueError("`step_scores` goes with `candidates`, the file of what was scored. Give it, too.")
     if not state.is_main_process:
-        return {}  # one process measures: seconds to minutes of work
-    settings = {k: v for k, v in vars(script_args).items() if k not in ("output_dir", "prm_path")}
-    identity = {"policy": weights_fingerprint(policy), "reward": reward.identity, "settings": settings}
-    identity["rows"] = content_hash(list(rows["prompt"]), list(rows["answer"]))
-    open_run(script_args.output_dir, identity, kind="evaluation")
+        return {}  # one process measures; the others had their part in training what is compared
 
-    # Sample and score
-    n = script_args.num_samples
-    options = SamplingOptions(script_args.max_completion_length, script_args.temperature, seed=script_args.seed)
-    candidates = [
-        [c.text for c in group] for group in engine.generate([Prefix(p) for p in rows["prompt"]], n, options)
-    ]
-    prompts = [prompt for prompt in rows["prompt"] for _ in range(n)]
-    texts = [text for group in candidates for text in group]
-    flat_scores = reward.step_scores(prompts, texts)
-    step_scores = [flat_scores[i : i + n] for i in range(0, len(flat_scores), n)]
+    # Candidates, given or sampled
+    if args.candidates:
+        pool = read_candidates(args.candidates, args.answer_how, args.split_how)
+    else:
+        pool = _sample(args, model_args, data_args, task, state.device)
+    scores = {name: read_step_scores(path, pool) for name, path in score_files.items()}
+    if args.candidates:
+        open_run(output_dir, {"candidates": content_hash(pool.rows())}, kind="evaluation")
+
+    # Score
+    etas = {}
+    for name, path in prms.items():
+        prm, directory = ProcessRewardModel.from_pretrained(path), output_dir / "scores" / name
+        etas[name] = None if name == "outcome" and task else prm.eta  # an outcome is a probability at any eta
+        identity = {
+            "prm": weights_fingerprint(prm.model),
+            "format": asdict(prm.format),
+            "steps": content_hash(pool.steps),
+        }
+        kept = directory / "step_scores.jsonl"
+        if not (open_run(directory, identity, kind="step scores") and kept.exists()):
+            found = _score(prm, pool, args.scoring_batch_size, task.is_well_formed if task else None)
+            ids = pool.problem_ids
+            write_rows(kept, [{"problem_id": i, "step_scores": s} for i, s in zip(ids, found, strict=True)])
+        scores[name] = read_step_scores(kept, pool)
 
     # Measure
-    how = script_args.answer_how
-    correct = [[verify_answer(c, row["answer"], how) for c in g] for row, g in zip(rows, candidates, strict=True)]
-    answers = [[extract_answer(c, how) for c in group] for group in candidates]
-    estimate = sampled_accuracy(correct)
-    metrics = {
-        "num_problems": len(rows),
-        "num_samples": n,
-        "sampled": estimate.mean,
-        "sampled_low": estimate.low,
-        "sampled_high": estimate.high,
-        "majority": majority_accuracy(answers, correct, n),
-        "oracle": pass_at_n(correct, n),
-        "unscored_share": float(np.mean([scores is None for scores in flat_scores])),
-    }
-    for aggregation in AGGREGATIONS:
-        scores = [[None if s is None else aggregate(s, aggregation) for s in group] for group in step_scores]
-        metrics[f"best_of_{n}_{aggregation}"] = best_of_n_accuracy(scores, correct, n)
+    metrics = compare_scorers(pool, scores, args.aggregation, seed=args.seed)
+    metrics["calibration"] = calibrate_scorers(pool, scores, etas)
     if task is not None:
-        judged = [i for i, scores in enumerate(flat_scores) if scores is not None]
-        steps = [step_texts(texts[i], script_args.split_how) for i in judged]
-        right = [np.cumprod(task.check_steps(prompts[i], s)).astype(bool) for i, s in zip(judged, steps, strict=True)]
-        metrics["step_pair_accuracy"], metrics["num_step_pairs"] = step_pair_accuracy(
-            [prompts[i] for i in judged], steps, [flat_scores[i] for i in judged], right
-        )
+        metrics["steps"] = {name: _step_metrics(task, pool, of_prm) for name, of_prm in scores.items()}
+    metrics["settings"] = {"candidates": args.candidates or model_args.model_name_or_path}
 
     # Save
-    output_dir = Path(script_args.output_dir)
-    Dataset.from_dict(
-        {"prompt": rows["prompt"], "candidates": candidates, "step_scores": step_scores, "is_correct": correct}
-    ).to_json(output_dir / "candidates.jsonl")
-    write_atomically(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    table = Table(title=f"{script_args.prm_path} on {len(rows)} problems, {n} candidates each")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else f"{value:,}")
-    Console().print(table)
+    console = Console()
+    for note in metrics["notes"]:
+        console.print(f"Note: {note}", markup=False)
+    console.print(comparison_table(metrics))
+    page = write_report(metrics, output_dir, f"Best of {pool.num_candidates} by {len(scores)} reward models")
+    console.print(f"Report: {page}", soft_wrap=True)
     return metrics
+
+
+def _named(paths: list[str] | None, argument: str) -> dict[str, str]:
+    """Path by name: 'name=path', or the file's own name (its folder's, of a `step_scores.jsonl`)."""
+    named: dict[str, str] = {}
+    for text in paths or []:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            path = text
+            stem = Path(text).name.split(".jsonl")[0].removesuffix(".parquet") if argument == "step_scores" else ""
+            name = Path(text).resolve().parent.name if stem == "step_scores" else stem.removeprefix("step_scores_")
+            name = name or Path(text).resolve().name
+        if name in named or "/" in name:
+            raise ValueError(
+                f"`{argument}` must give each a name of its own without a slash, got {name!r} for {path!r}"
+                + (f" and for {named[name]!r}" if name in named else "")
+                + f". Write {name.replace('/', '-')}-2={path}."
+            )
+        named[name] = path
+    return named
+
+
+def _sample(
+    args: ScriptArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    task: ArithmeticTask | None,
+    device: str,
+) -> CandidatePool:
+    """Candidates of the policy, sampled once and kept as `candidates.jsonl`."""
+    if task is not None:
+        rows = task.dataset(data_args.dataset_split, data_args.num_rows)
+    else:
+        rows, _ = load_prompts(data_args, args.split_how)
+    unanswered = (
+        [i for i, answer in enumerate(rows["answer"]) if answer is None] if "answer" in rows.column_names else [0]
+    )
+    if unanswered:
+        raise ValueError(f"Row {unanswered[0]} has no answer to compare with. Give problems with a column `answer`.")
+    policy, tokenizer = load_policy(model_args, device=device)
+    names = ("num_samples", "temperature", "max_completion_length", "split_how", "answer_how", "seed", "task")
+    identity = {
+        "policy": weights_fingerprint(policy),
+        "rows": content_hash(list(rows["prompt"]), list(rows["answer"])),
+        "settings": {name: getattr(args, name) for name in names},
+    }
+    kept = Path(args.output_dir) / "candidates.jsonl"
+    if not (open_run(args.output_dir, identity, kind="evaluation") and kept.exists()):
+        engine = load_engine("transformers", model=policy, tokenizer=tokenizer, batch_size=args.generation_batch_size)
+        options = SamplingOptions(args.max_completion_length, args.temperature, seed=args.seed)
+        groups = engine.generate([Prefix(prompt) for prompt in rows["prompt"]], args.num_samples, options)
+        sampled = [
+            {
+                "problem_id": str(i),
+                "prompt": row["prompt"],
+                "answer": row["answer"],
+                "candidates": [c.text for c in group],
+            }
+            for i, (row, group) in enumerate(zip(rows, groups, strict=True))
+        ]
+        write_rows(kept, make_pool(sampled, args.answer_how, args.split_how, name="The sampled candidates").rows())
+    return read_candidates(kept, args.answer_how, args.split_how)
+
+
+def _score(
+    prm: ProcessRewardModel,
+    pool: CandidatePool,
+    batch_size: int,
+    is_well_formed: Callable[[str, list[str]], bool] | None,
+) -> list[list[list[float] | None]]:
+    """Step scores of all candidates; `None` for one without steps, without answer, malformed, or too long."""
+    if None in pool.prompts:
+        raise ValueError(f"Problem {pool.prompts.index(None)} has no `prompt`, which a reward model has to read.")
+    m = pool.num_candidates
+    judged = [
+        (i, j)
+        for i in range(pool.num_problems)
+        for j, steps in enumerate(pool.steps[i])
+        if steps and pool.answers[i][j] is not None and (not is_well_formed or is_well_formed(pool.prompts[i], steps))
+    ]
+    scored = prm.score(
+        [pool.prompts[i] for i, _ in judged],
+        [pool.steps[i][j] for i, j in judged],
+        batch_size=batch_size,
+        none_if_too_long=True,
+        show_progress=True,
+    )
+    found: list[list[list[float] | None]] = [[None] * m for _ in range(pool.num_problems)]
+    for (i, j), scores in zip(judged, scored, strict=True):
+        found[i][j] = scores
+    return found
+
+
+def _step_metrics(task: ArithmeticTask, pool: CandidatePool, step_scores: list) -> dict[str, float | int]:
+    """What the scores say of single steps, against the task's own exact checker."""
+    judged = [(i, j) for i, of_problem in enumerate(step_scores) for j, s in enumerate(of_problem) if s is not None]
+    prompts, steps = [pool.prompts[i] for i, _ in judged], [pool.steps[i][j] for i, j in judged]
+    scores = [step_scores[i][j] for i, j in judged]
+    is_right = [task.check_steps(prompt, of_one) for prompt, of_one in zip(prompts, steps, strict=True)]
+    is_prefix_right = [[all(of_one[: k + 1]) for k in range(len(of_one))] for of_one in is_right]
+    accuracy, num_pairs = step_pair_accuracy(prompts, steps, scores, is_prefix_right)
+    found = first_error_f1(scores, is_right)
+    return {
+        "step_pair_accuracy": accuracy,
+        "num_step_pairs": num_pairs,
+        "first_error_f1": found.f1,
+        "found_first_error": found.accuracy_erroneous,
+        "found_no_error": found.accuracy_correct,
+    }
 
 
 if __name__ == "__main__":

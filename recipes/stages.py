@@ -6,6 +6,7 @@ outputs/arithmetic/
   labels/    rollout counts and labels of 16,000 of its solutions     recipes/label.py
   prm/       the process reward model                                 recipes/prm.py
   rft/       the policy after each iteration, the table's numbers     recipes/rft.py
+  prm-soft/, prm-hard/, prm-outcome/   other PRMs from the same labels, for recipes/evaluate.py
 """
 
 from dataclasses import dataclass
@@ -38,8 +39,10 @@ def missing(argument: str, recipe: str) -> str:
     )
 
 
-def prepare(root: Path, seed: int) -> PreparedTask:
-    """Makes what is missing under `root`; every stage skips, or continues, what is there."""
+def prepare(
+    root: Path, seed: int, last: str = "rejection-sampling fine-tuning: the policy learns from what the PRM prefers"
+) -> PreparedTask:
+    """Makes what is missing under `root`; a stage skips, or continues, what is there. `last` names what follows."""
     console = Console()
     task = ArithmeticTask(seed=seed)
     prepared = PreparedTask(task, root / "policy", root / "labels", root / "prm")
@@ -67,5 +70,26 @@ def prepare(root: Path, seed: int) -> PreparedTask:
         + ["--dataset_path", str(prepared.labels_dir / "labels.jsonl"), "--output_dir", str(prepared.prm_dir)]
     )
 
-    console.rule("4 of 4  rejection-sampling fine-tuning: the policy learns from what the PRM prefers")
+    console.rule(f"4 of 4  {last}")
     return prepared
+
+
+# PRMs from the labels of one run of rollouts, and what sets them apart.
+VARIANTS = {
+    "soft": ["--eta", "0"],  # the mean of the outcomes (Math-Shepherd)
+    "hard": ["--eta", "inf"],  # whether any rollout is right
+    "outcome": ["--train_on_last_step_only", "true"],  # the final answers alone
+}
+
+
+def train_variants(prepared: PreparedTask, root: Path, seed: int) -> dict[str, Path]:
+    """Directories of the PRMs to compare, by name: the ER-PRM of [`prepare`], and [`VARIANTS`], trained if missing."""
+    variants = {"er": prepared.prm_dir}
+    for name, options in VARIANTS.items():
+        variants[name] = root / f"prm-{name}"
+        prm.main(
+            ["--config", str(CONFIGS / "prm.yaml"), "--seed", str(seed), "--model_name_or_path", str(root / "base")]
+            + ["--dataset_path", str(prepared.labels_dir / "labels.jsonl"), "--output_dir", str(variants[name])]
+            + options
+        )
+    return variants

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trl
 from transformers import Trainer
-from trl import RewardTrainer, SFTTrainer
+from trl import GRPOTrainer, RewardTrainer, SFTTrainer
 
 import trl_erprm
-from trl_erprm import ERPRMTrainer, RFTTrainer
+from trl_erprm import ERPRMTrainer, RFTTrainer, StepGRPOTrainer
 from trl_erprm.prm import model_card
 
 # Parent's parameters, in order, of every method that we override. We call it with them or are called with them.
@@ -40,6 +40,10 @@ OVERRIDDEN = {
         ],
         "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     },
+    StepGRPOTrainer: {
+        "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "_generate_and_score_completions": ["self", "inputs"],
+    },
 }  # fmt: skip
 
 # Of these, the parent may have more: we pass each by name.
@@ -51,6 +55,7 @@ INIT_PARAMETERS = {
     RFTTrainer: {
         "model", "args", "train_dataset", "processing_class", "callbacks", "quantization_config", "peft_config"
     },
+    StepGRPOTrainer: {"model", "reward_funcs", "args"},
 }  # fmt: skip
 
 # Methods whose signature we narrow: `RFTTrainer.train()` runs all iterations and resumes by itself.
@@ -60,6 +65,7 @@ NARROWED = {(RFTTrainer, "train")}
 ATTRIBUTES = {
     ERPRMTrainer: {"loss_is_scaled_for_ga", "_tag_names", "_name", "_paper"},
     RFTTrainer: {"_tag_names", "_name", "_paper"},
+    StepGRPOTrainer: {"_tag_names", "_name", "_paper"},
 }
 
 # Private members of the parents that we use without defining them: what they are called with, None for data.
@@ -72,10 +78,15 @@ PRIVATE_MEMBERS = {
         "_tp_size": None,
     },
     RFTTrainer: {"_load_from_checkpoint": ["self", "resume_from_checkpoint"]},
+    StepGRPOTrainer: {"_metrics": None, "_tokenizer": None},
 }
 
 # Public data of the parents that no documentation promises.
-UNDOCUMENTED_MEMBERS = {ERPRMTrainer: {"hub_model_id"}, RFTTrainer: set()}
+UNDOCUMENTED_MEMBERS = {
+    ERPRMTrainer: {"hub_model_id"},
+    RFTTrainer: set(),
+    StepGRPOTrainer: {"num_generations", "num_generations_eval"},
+}
 
 # What we import from places of TRL that are not its top level: the parameters that we rely on.
 PRIVATE_IMPORTS = {
@@ -86,7 +97,8 @@ PRIVATE_IMPORTS = {
     ("trl.trainer.utils", "pad"): ["tensors", "padding_value", "padding_side", "pad_to_multiple_of"],
 }
 
-TRAINERS = [ERPRMTrainer, RFTTrainer]
+TRAINERS = [ERPRMTrainer, RFTTrainer, StepGRPOTrainer]
+PARENTS = {ERPRMTrainer: RewardTrainer, RFTTrainer: SFTTrainer, StepGRPOTrainer: GRPOTrainer}
 
 
 def parent_member(trainer, name):
@@ -104,7 +116,7 @@ def parameters(function) -> list[str]:
 @pytest.mark.parametrize("trainer", TRAINERS)
 class TestTrainers:
     def test_parent(self, trainer):
-        parent = {ERPRMTrainer: RewardTrainer, RFTTrainer: SFTTrainer}[trainer]
+        parent = PARENTS[trainer]
         assert trainer.__bases__ == (parent,) and issubclass(parent, Trainer)
 
     def test_the_list_is_complete(self, trainer):
@@ -176,8 +188,8 @@ def test_helpers_that_are_not_public():
 
 def test_the_trainer_calls_what_we_override():
     """A method that the parent no longer calls would be overridden in vain."""
-    sources = "".join(inspect.getsource(cls) for cls in (*RewardTrainer.__mro__[:-1], *SFTTrainer.__mro__[:-1]))
     for trainer in TRAINERS:
+        sources = "".join(inspect.getsource(cls) for cls in PARENTS[trainer].__mro__[:-1])
         for name in set(OVERRIDDEN[trainer]) - {"train", "predict"}:  # which users call
             assert f"self.{name}(" in sources, name
 

@@ -20,9 +20,14 @@ _PUBLIC_NAMES = {
     "prm.config": ["ERPRMConfig"],
     "prm.trainer": ["ERPRMTrainer"],
     "prm.scorer": ["ProcessRewardModel"],
-    "policy.process_reward": ["ProcessReward"],
+    "policy.process_reward": ["ProcessReward", "process_reward"],
+    "policy.answer_reward": ["AnswerReward"],
+    "policy.ppo_config": ["ProcessPPOConfig"],
+    "policy.ppo_trainer": ["ProcessPPOTrainer"],
     "policy.rft_config": ["RFTConfig"],
     "policy.rft_trainer": ["RFTTrainer"],
+    "policy.step_grpo_config": ["StepGRPOConfig"],
+    "policy.step_grpo_trainer": ["StepGRPOTrainer"],
     "evaluation.best_of_n": ["best_of_n_accuracy"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
@@ -36,9 +41,15 @@ if TYPE_CHECKING:
     from .labeling.estimators import success_probability as success_probability
     from .labeling.monte_carlo import MonteCarloLabeler as MonteCarloLabeler
     from .labeling.monte_carlo import relabel as relabel
+    from .policy.answer_reward import AnswerReward as AnswerReward
+    from .policy.ppo_config import ProcessPPOConfig as ProcessPPOConfig
+    from .policy.ppo_trainer import ProcessPPOTrainer as ProcessPPOTrainer
     from .policy.process_reward import ProcessReward as ProcessReward
+    from .policy.process_reward import process_reward as process_reward
     from .policy.rft_config import RFTConfig as RFTConfig
     from .policy.rft_trainer import RFTTrainer as RFTTrainer
+    from .policy.step_grpo_config import StepGRPOConfig as StepGRPOConfig
+    from .policy.step_grpo_trainer import StepGRPOTrainer as StepGRPOTrainer
     from .prm.aggregation import aggregate as aggregate
     from .prm.config import ERPRMConfig as ERPRMConfig
     from .prm.scorer import ProcessRewardModel as ProcessRewardModel

@@ -12,24 +12,22 @@ Departures from plain math-verify 0.9.0, each for a case where it errs or cannot
 - Both sides are put into `\\boxed{}`, after `\\$`, `\\!` and a stray backslash at the end are removed: bare LaTeX and
   these leftovers are not parsed otherwise.
 - `2516_8` does not equal `2516`: math-verify drops the base.
-- Its time limits use `signal.alarm`, so it fails outside the main thread. They are switched off and replaced by one
-  that works in every thread ([`TIME_LIMIT_SECONDS`]), by limits on length, and by never evaluating `9^{9^9}`.
+- Its time limits use `signal.alarm`, so it fails outside the main thread, and an operation in C code, a stack overflow
+  or `9^{9^9}` pass them. It runs in a process of its own that is killed at [`TIME_LIMIT_SECONDS`]
+  ([`~worker.KillableWorker`]; about 100 MB), and limits on length, nesting and powers, decided beforehand, keep
+  degenerate answers from taking that long.
 - A list of boxes (`\\boxed{1} and \\boxed{2}`) is one answer, `1, 2`, so that a completion cannot hedge.
 """
 
-import ctypes
 import logging
 import re
-import signal
-import threading
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from trl_erprm.choices import check_choice
+from trl_erprm.worker import KillableWorker, WorkerDiedError
 
 __all__ = ["ANSWER_CONVENTIONS", "extract_answer", "verify_answer"]
 
@@ -40,6 +38,13 @@ ANSWER_CONVENTIONS = ("auto", "gsm8k", "boxed", "math", "arithmetic")
 MAX_ANSWER_CHARS = 1_000
 """Longest answer that math-verify is given, in characters. A longer one is compared as text only."""
 
+MAX_BOX_CHARS = 10_000
+"""Longest content of a box, in characters. What is longer is no answer."""
+
+MAX_NESTING = 12
+"""Deepest brackets that math-verify is given. Answers of the MATH data set have 6 at most; its parser takes half a
+second for 12 brackets around one another, and seconds for 20."""
+
 MAX_SEARCHED_CHARS = 2_000
 """Length of the end of a completion, in characters, that math-verify searches. Answers stand at the end."""
 
@@ -48,8 +53,6 @@ MAX_BOXES = 100
 
 TIME_LIMIT_SECONDS = 5.0
 """Limit for one extraction or one comparison by math-verify, in seconds (math-verify's own default for each)."""
-
-_T = TypeVar("_T")
 
 
 class _Number(NamedTuple):
@@ -66,12 +69,15 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_FRACTION = re.compile(r"\A(-?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}\Z")
 # "5 million" must not be read as 5 with the unit "million".
 _SCALING_UNIT = re.compile(r"\b(?:hundred|thousand|[mbtr]+illion|dozen|score|k|m|bn|half|and|or)\b")
 
 _GSM8K_LINE = re.compile(r"^[^\S\n]*####(?!#)[^\S\n]*(?P<answer>[^\n]*?)[^\S\n]*$", re.MULTILINE)
 _ARITHMETIC_LINE = re.compile(r"#(?P<answer>-?[0-9]{1,18})")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # what follows a backslash is no brace that opens or closes
+_BRACKET = re.compile(r"[()\[\]{}]")
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is\s*[:=]?|[:=])\s*", re.IGNORECASE)
 _END_OF_ANSWER = re.compile(r"\.(?=\s|$)|<\|")
 _LATEX_COMMAND = re.compile(
@@ -82,6 +88,7 @@ _EXPLOSIVE = re.compile(
     r"\^[\s{(]*-?[0-9]+\s*\^[\s{(]*-?[0-9]|\^[\s{(]*-?[0-9]{6}|\*\*[\s(]*-?[0-9]+\s*\*\*\s*[0-9]|\*\*[\s(]*-?[0-9]{6}|[0-9]{5}[\s)}]*!|\^[\s{(]*[0-9]+[\s})]*[)}]\s*!|!\s*\)*\s*!|"
     r"\\[dt]?binom\s*\{[^{}]*[0-9]{5}"
 )
+_TOWER_OF_POWERS = re.compile(r"(?:\^[^\s^+*/=,(){}\[\]-]{0,9}){8}")  # "x^x^x^x^x^x^x^x^x": nesting without brackets
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _BASE_NUMBER = re.compile(
     r"(?=[A-F.]*[0-9])(?P<digits>[0-9A-F]+(?:\.[0-9A-F]+)?)_(?:(?P<base>[0-9])|\{(?P<long_base>[0-9]{1,2})\})"
@@ -187,7 +194,7 @@ def verify_answer(completion: str, answer: str, how: str = "auto") -> bool | Non
     Returns:
         `bool` or `None`: whether the two are equal; `None` if no answer can be read in the completion. That includes
         an answer that math-verify cannot parse and, logged as a warning, one that it cannot compare within
-        [`TIME_LIMIT_SECONDS`] or that is too large to be evaluated.
+        [`TIME_LIMIT_SECONDS`] or that is too large or too deeply nested to be evaluated.
 
     Raises:
         ValueError: if `how` is unknown, if the reference is empty, or if it is not a number where `how` is `"gsm8k"`
@@ -271,21 +278,14 @@ def _box_content(text: str, start: int) -> tuple[str, int] | None:
         match = re.compile(r"[^\s$\\.,]+").match(text, start)
         return None if match is None else (match[0], match.end())
     depth = 0
-    position = start
     # A box is not searched further than an answer can be long: many open boxes would take quadratic time.
-    limit = min(len(text), start + MAX_ANSWER_CHARS + 2)
-    while position < limit:
-        character = text[position]
-        if character == "\\":
-            position += 2
-            continue
-        if character == "{":
+    for match in _BRACE.finditer(text, start, min(len(text), start + MAX_BOX_CHARS + 2)):
+        if match[0] == "{":
             depth += 1
-        elif character == "}":
+        elif match[0] == "}":
             depth -= 1
             if depth == 0:
-                return text[start + 1 : position], position + 1
-        position += 1
+                return text[start + 1 : match.start()], match.end()
     return None
 
 
@@ -397,7 +397,7 @@ def _equal(found: str, reference: str) -> bool | None:
     found, reference = _clean(found), _clean(reference)
     if _compact(found) == _compact(reference):
         return True
-    left, right = _number(found), _number(reference)
+    left, right = _number(_FRACTION.sub(r"\1\2/\3", found)), _number(_FRACTION.sub(r"\1\2/\3", reference))
     if left is not None and right is not None and (left.unit == "%") == (right.unit == "%"):
         if left.value == right.value:
             return left.unit == right.unit or not left.unit or not right.unit
@@ -411,10 +411,26 @@ def _equal(found: str, reference: str) -> bool | None:
         logger.warning("An answer of %d characters is compared as text only: not equal.", len(found))
         return False
     for answer in (found, reference):
-        if _EXPLOSIVE.search(answer):
-            logger.warning("The answer %.80r is too large to be evaluated, and is not the same text: None.", answer)
+        if reason := _why_not_evaluated(answer):
+            logger.warning(
+                "The answer %.80r is too %s to be evaluated, and is not the same text: None.", answer, reason
+            )
             return None
     return _math_verify_equal(found, reference)
+
+
+def _why_not_evaluated(text: str) -> str | None:
+    """`"large"` or `"deeply nested"` where math-verify would take very long, else `None`."""
+    if _EXPLOSIVE.search(text):
+        return "large"
+    if _TOWER_OF_POWERS.search(text):
+        return "deeply nested"
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth = depth + 1 if match[0] in "([{" else max(0, depth - 1)
+        if depth > MAX_NESTING:
+            return "deeply nested"
+    return None
 
 
 def _in_base(match: re.Match[str]) -> tuple[str, str]:
@@ -450,117 +466,51 @@ def _compact(answer: str) -> str:
 # math-verify
 
 
-@lru_cache(maxsize=1)
-def _math_verify() -> Any:
-    import math_verify
-
-    # It warns, once a process, that its time limits are off. They are, because ours are on.
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
-    return math_verify
+_worker = KillableWorker("trl_erprm.verify:_load_math_verify")
 
 
+@lru_cache(maxsize=8_192)  # a completion is often asked twice: for its verdict, and for its vote
 def _math_verify_answer(text: str) -> str | None:
-    if _EXPLOSIVE.search(text):
-        logger.warning("No answer is searched in a text with a number too large to be evaluated: %.80r.", text)
+    if reason := _why_not_evaluated(text):
+        logger.warning("No answer is searched in a text with something too %s to be evaluated: %.80r.", reason, text)
         return None
-    parse = _math_verify().parse
-    try:
-        found = _within_time_limit(lambda: parse(text, parsing_timeout=None))
-    except TimeoutError:
-        logger.warning("math-verify found no answer within %g s; it counts as None.", TIME_LIMIT_SECONDS)
-        return None
-    # It returns the parsed expression and, last, the text that it was parsed from, with Markdown around it.
-    answer = found[-1].strip(" \t\r\n.*") if found and isinstance(found[-1], str) else ""
-    return answer or None
-
-
-@lru_cache(maxsize=16_384)
-def _math_verify_parse(answer: str) -> tuple[Any, ...]:
-    return tuple(_math_verify().parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
+    answer = _within_time_limit("No answer could be found in %.80r", "find", text)
+    return answer.strip(" \t\r\n.*") or None if answer else None  # with Markdown around it
 
 
 @lru_cache(maxsize=65_536)
 def _math_verify_equal(found: str, reference: str) -> bool | None:
-    math_verify = _math_verify()
+    return _within_time_limit("The answer %.80r could not be compared with %.80r", "compare", found, reference)
 
-    def compare() -> bool | None:
-        left, right = _math_verify_parse(found), _math_verify_parse(reference)
+
+def _within_time_limit(failure: str, operation: str, *texts: str) -> Any:
+    """What [`_load_math_verify`]'s function returns, or `None`, with a warning that begins with `failure`."""
+    try:
+        return _worker.call(TIME_LIMIT_SECONDS, operation, *texts)
+    except TimeoutError:
+        logger.warning(f"{failure} within %g s; it counts as None.", *texts, TIME_LIMIT_SECONDS)
+    except (WorkerDiedError, RuntimeError) as error:
+        logger.warning(f"{failure}: %s; it counts as None.", *texts, error)
+    return None
+
+
+def _load_math_verify() -> Callable[..., Any]:
+    """What runs in the process of its own: `("find", text)` and `("compare", found, reference)`."""
+    import math_verify
+
+    @lru_cache(maxsize=16_384)
+    def parse(answer: str) -> list[Any]:
+        return math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+
+    def find(text: str) -> str | None:
+        # It returns the parsed expression and, last, the text that it was parsed from.
+        found = math_verify.parse(text, parsing_timeout=None)
+        return found[-1] if found and isinstance(found[-1], str) else None
+
+    def compare(found: str, reference: str) -> bool | None:
+        left, right = parse(found), parse(reference)
         if all(isinstance(part, str) for part in left):
             return None  # only text, which did not match: math-verify could not parse it
-        return bool(math_verify.verify(list(right), list(left), timeout_seconds=None))
+        return bool(math_verify.verify(right, left, timeout_seconds=None))
 
-    try:
-        return _within_time_limit(compare)
-    except TimeoutError:
-        logger.warning(
-            "The answer %.80r could not be compared with %.80r within %g s; it counts as None.",
-            found,
-            reference,
-            TIME_LIMIT_SECONDS,
-        )
-        return None
-
-
-class _OutOfTime(BaseException):
-    """Not an `Exception`: math-verify and SymPy catch those."""
-
-
-def _within_time_limit(function: Callable[[], _T]) -> _T:
-    """Calls a function and raises `TimeoutError` if it runs for longer than [`TIME_LIMIT_SECONDS`], in any thread."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    call = _with_alarm if in_main_thread and hasattr(signal, "setitimer") else _with_watchdog
-    try:
-        return call(function)
-    except _OutOfTime:
-        raise TimeoutError(f"not finished within {TIME_LIMIT_SECONDS} s") from None
-
-
-def _with_alarm(function: Callable[[], _T]) -> _T:
-    """Interrupts by SIGALRM, which arrives even within an operation on huge integers. Main thread only."""
-
-    def interrupt(signal_number: int, frame: FrameType | None) -> None:
-        raise _OutOfTime
-
-    started = time.monotonic()
-    previous_handler = signal.signal(signal.SIGALRM, interrupt)
-    previous_seconds, previous_interval = signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_SECONDS, 0.5)
-    try:
-        return function()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous_handler)
-        if previous_seconds:  # whoever set an alarm before, such as a test runner, gets it at the time it was set for
-            left = max(previous_seconds - (time.monotonic() - started), 1e-3)
-            signal.setitimer(signal.ITIMER_REAL, left, previous_interval)
-
-
-def _with_watchdog(function: Callable[[], _T]) -> _T:
-    """Interrupts by an exception that a second thread raises in this one, between two bytecodes.
-
-    It does not arrive within one operation on huge integers, which [`_EXPLOSIVE`] keeps away.
-    """
-    thread_id = ctypes.c_ulong(threading.get_ident())
-    raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    lock = threading.Lock()
-    finished = threading.Event()
-
-    def watch() -> None:
-        delay = TIME_LIMIT_SECONDS
-        while not finished.wait(delay):
-            with lock:
-                if not finished.is_set():
-                    raise_in_thread(thread_id, ctypes.py_object(_OutOfTime))
-            delay = 0.5  # again, in case that a bare `except` swallowed it
-
-    threading.Thread(target=watch, name="trl_erprm-time-limit", daemon=True).start()
-    try:
-        try:
-            return function()
-        finally:
-            with lock:
-                finished.set()
-            raise_in_thread(thread_id, None)  # withdraws an exception that was raised but has not arrived yet
-    except _OutOfTime:
-        finished.set()
-        raise
+    return lambda operation, *texts: {"find": find, "compare": compare}[operation](*texts)

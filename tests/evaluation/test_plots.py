@@ -10,7 +10,14 @@ import pytest
 from rich.console import Console
 
 from trl_erprm.evaluation import plots
-from trl_erprm.evaluation.plots import _draw_rft_iterations, _spread, plot_rft_iterations
+from trl_erprm.evaluation.plots import (
+    _draw_rft_iterations,
+    _spread,
+    plot_accuracy_curves,
+    plot_reliability,
+    plot_rft_iterations,
+    plot_search,
+)
 from trl_erprm.evaluation.report import RFT_METRICS, check_rft_rows, rft_table
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -256,3 +263,118 @@ def test_headings_of_the_table_fit_80_columns():
 def test_bad_rows(use, rows, message):
     with pytest.raises(ValueError, match=message):
         use(rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of a report
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures as they are when they are saved."""
+    saved = []
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    savefig = figure_class.savefig
+    monkeypatch.setattr(figure_class, "savefig", lambda self, *a, **k: saved.append(self) or savefig(self, *a, **k))
+    return saved
+
+
+def comparison(num_candidates=4, scorers=("a", "b")):
+    curve = [0.5 + 0.1 * i for i in range(num_candidates)]
+    of_scorer = {
+        how: {
+            key: {"accuracy": [v - 0.01 * k for v in curve]}
+            for k, key in enumerate(("best_of_n", "weighted_majority"))
+        }
+        for how in ("min", "mean")
+    }
+    return {
+        "num_candidates": num_candidates,
+        "aggregation": "min",
+        "random": {"accuracy": 0.5},
+        "majority": {"accuracy": [v - 0.05 for v in curve]},
+        "oracle": {"accuracy": [v + 0.05 for v in curve]},
+        "scorers": {name: {"aggregations": of_scorer} for name in scorers},
+    }
+
+
+def overlapping(figure):
+    """Texts of the figure that lie on each other or reach over its edge."""
+    renderer = figure.canvas.get_renderer()
+    axes = figure.axes[0]
+    texts = [*figure.texts, *figure.legends[0].get_texts(), axes.title, axes._left_title, axes.xaxis.label]
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        texts += [tick.label1 for tick in axis.get_major_ticks() if limits[0] <= tick.get_loc() <= limits[1]]
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
+    width, height = figure.canvas.get_width_height()
+    found = [name for name, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a[1].overlaps(b[1])]
+    return found + [(a[0], b[0]) for a, b in pairs]
+
+
+@pytest.mark.parametrize("votes", [False, True])
+def test_accuracy_curves(figures, tmp_path, votes):
+    path = plot_accuracy_curves(comparison(), tmp_path / "sub" / "plot.png", "mean", votes)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    (figure,) = figures
+    lines = lines_of(figure)
+    assert list(lines) == ["oracle (pass@n)", "majority vote", "one at random", "a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
+    expected = [49, 59, 69, 79] if votes else [50, 60, 70, 80]
+    assert lines["b"].get_xdata().tolist() == [1, 2, 3, 4] and lines["b"].get_ydata() == pytest.approx(expected)
+    assert lines["one at random"].get_ydata() == pytest.approx([50] * 4)
+    assert lines["oracle (pass@n)"].get_ydata() == pytest.approx([55, 65, 75, 85])
+    assert figure.texts[0].get_text() == f"{'Weighted vote' if votes else 'Best of n'}, mean of the step scores"
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize("scorers", [["one"], [f"a reward model of name {i:02}" for i in range(20)]])
+@pytest.mark.parametrize("num_candidates", [1, 3, 64])
+def test_nothing_of_a_report_plot_overlaps(figures, tmp_path, scorers, num_candidates):
+    metrics = comparison(num_candidates, scorers)
+    for curves in (metrics["oracle"], metrics["majority"]):
+        curves["accuracy"] = [0.9] * num_candidates
+    for scorer in metrics["scorers"].values():
+        scorer["aggregations"]["min"]["best_of_n"]["accuracy"] = [0.6 + 0.3 / n for n in range(1, num_candidates + 1)]
+    plot_accuracy_curves(metrics, tmp_path / "plot.png")
+    assert overlapping(figures[0]) == []
+
+
+def test_twenty_scorers_have_looks_of_their_own(figures, tmp_path):
+    plot_accuracy_curves(comparison(scorers=[f"model {i}" for i in range(20)]), tmp_path / "plot.png")
+    looks = {(line.get_color(), str(line._dash_pattern), line.get_marker()) for line in figures[0].axes[0].lines[3:]}
+    assert len(looks) == 20
+
+
+def test_a_long_name_is_cut_in_the_legend(figures, tmp_path):
+    plot_accuracy_curves(comparison(scorers=["x" * 60]), tmp_path / "plot.png")
+    assert figures[0].legends[0].get_texts()[-1].get_text() == "x" * 25 + "…"
+    assert overlapping(figures[0]) == []
+
+
+def test_reliability(figures, tmp_path):
+    bins = [
+        {"mean_score": 0.2, "mean_outcome": 0.3, "outcome_low": 0.1, "outcome_high": 0.5},
+        {"mean_score": 0.9, "mean_outcome": 0.7, "outcome_low": 0.6, "outcome_high": 0.8},
+    ]
+    plot_reliability({"a": {"bins": bins}}, tmp_path / "plot.png")
+    (figure,) = figures
+    line = lines_of(figure)["a"]
+    assert line.get_xdata() == pytest.approx([20, 90]) and line.get_ydata() == pytest.approx([30, 70])
+    segments = figure.axes[0].collections[0].get_segments()
+    assert [segment[:, 1].tolist() for segment in segments] == [[10, 50], [60, 80]]
+    assert overlapping(figure) == []
+
+
+def test_search(figures, tmp_path):
+    points = [
+        {"method": "best of n", "num_tokens": 400, "accuracy": 0.6, "low": 0.5, "high": 0.7},
+        {"method": "beam search", "num_tokens": 300, "accuracy": 0.7, "low": 0.6, "high": 0.8},
+        {"method": "best of n", "num_tokens": 100, "accuracy": 0.5, "low": 0.4, "high": 0.6},
+    ]
+    plot_search(points, tmp_path / "plot.png")
+    (figure,) = figures
+    line = lines_of(figure)["best of n"]
+    assert list(line.get_xdata()) == [100, 400] and line.get_ydata() == pytest.approx([50, 60])
+    assert set(lines_of(figure)) == {"best of n", "beam search"} and figure.axes[0].get_xscale() == "log"
+    assert overlapping(figure) == []

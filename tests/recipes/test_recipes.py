@@ -337,55 +337,6 @@ def prm_path(tmp_path_factory):
     return path
 
 
-class TestEvaluate:
-    def test_the_embedded_task(self, recipes, tiny_policy, prm_path, tmp_path, monkeypatch, capsys):
-        task, policy = tiny_policy
-        stages = recipes["stages"]
-        prepared = stages.PreparedTask(task, Path(policy), tmp_path, prm_path)
-        monkeypatch.setattr(stages, "prepare", lambda root, seed: prepared)
-        arguments = ["--config", str(stages.CONFIGS / "evaluate.yaml"), "--num_rows", "12", "--num_samples", "4"]
-        arguments += ["--output_dir", str(tmp_path / "evaluation")]
-        metrics = recipes["evaluate"].main(arguments)
-        assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
-        assert (metrics["num_problems"], metrics["num_samples"]) == (12, 4)
-        assert metrics["sampled_low"] <= metrics["sampled"] <= metrics["sampled_high"] <= 1
-        assert max(metrics["sampled"], metrics["majority"], metrics["best_of_4_min"]) <= metrics["oracle"]
-        assert 0 <= metrics["step_pair_accuracy"] <= 1 and metrics["num_step_pairs"] > 0
-        rows = read_jsonl(tmp_path / "evaluation" / "candidates.jsonl")
-        assert len(rows) == 12 and all(len(row["candidates"]) == 4 for row in rows)
-        right = [verdict is True for row in rows for verdict in row["is_correct"]]
-        assert sum(right) / 48 == pytest.approx(metrics["sampled"])
-        for row in rows:
-            for text, scores in zip(row["candidates"], row["step_scores"], strict=True):
-                assert scores is None or len(scores) == len(text.splitlines())
-        assert "best_of_4_min" in capsys.readouterr().out
-        # the same command again gives the same numbers; another one is refused
-        assert recipes["evaluate"].main(arguments) == metrics
-        with pytest.raises(ValueError, match="holds another run: `settings.temperature` is 1.0 there and 0.5 now"):
-            recipes["evaluate"].main([*arguments, "--temperature", "0.5"])
-        with pytest.raises(ValueError, match="holds another run: `rows` is"):
-            recipes["evaluate"].main([*arguments, "--dataset_split", "train"])
-
-    def test_what_is_missing_is_named(self, recipes, tiny_policy, prm_path, tmp_path):
-        arguments = ["--model_name_or_path", tiny_policy[1], "--output_dir", str(tmp_path / "o")]
-        prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n"}])
-        with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
-            recipes["evaluate"].main([*arguments, "--dataset_path", prompts])
-        with pytest.raises(ValueError, match="Some rows have no answer to compare with"):
-            recipes["evaluate"].main([*arguments, "--dataset_path", prompts, "--prm_path", str(prm_path)])
-        assert not (tmp_path / "o").exists()
-
-    def test_own_prompts(self, recipes, tiny_policy, prm_path, tmp_path):
-        task, policy = tiny_policy
-        prompts = write_jsonl(tmp_path / "prompts.jsonl", task.dataset("test", 5).to_list())
-        metrics = recipes["evaluate"].main(
-            ["--model_name_or_path", policy, "--prm_path", str(prm_path), "--dataset_path", prompts, "--output_dir",
-             str(tmp_path / "o"), "--num_samples", "3", "--max_completion_length", "20", "--answer_how", "arithmetic"]
-        )  # fmt: skip
-        assert metrics["num_problems"] == 5 and "best_of_3_mean" in metrics
-        assert "step_pair_accuracy" not in metrics  # nothing is known about the steps
-
-
 class TestRFT:
     def test_the_embedded_task(self, recipes, tiny_policy, prm_path, tmp_path, monkeypatch, capsys):
         """`rft.py` with its own config, from stages that were made before."""

@@ -170,6 +170,8 @@ class EngineContract:
         stop = (text[5:7], "no such text")
         [[cut]] = engine.generate([Prefix("1+1=")], 1, options(temperature=0, stop=stop))
         assert (cut.text, cut.num_tokens, cut.finish_reason) == (text[: text.index(stop[0])], 7, "stop")
+        assert cut.stop_text in (stop[0], None)  # not every server says what it stopped at
+        assert long[0].stop_text is None
         # the first one in the text wins, whatever the order
         several = (text[7], *"ABCDEFG", text[3:5])
         [[cut]] = engine.generate([Prefix("1+1=")], 1, options(temperature=0, stop=several))

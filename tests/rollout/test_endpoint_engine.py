@@ -587,6 +587,16 @@ class TestAnswers:
         with StubServer(lambda number, body: answer) as stub:
             [[completion]] = engine_for(stub).generate([Prefix("a")], 1, SamplingOptions(4, stop=("cd", "\n\n")))
         assert completion == Completion(" ab", 4, "stop")
+        assert completion.stop_text == "\n\n"
+
+    @pytest.mark.parametrize("name", ["stop_reason", "matched_stop", "stopping_word"])
+    def test_a_stop_text_that_the_server_reports(self, engine_for, name):
+        answers = [("\n", "\n"), (None, None), (7, None), ("", None)]  # a token's number, or nothing: the policy's end
+        for reported, stop_text in answers:
+            answer = {"choices": [{"index": 0, "text": "ab", "finish_reason": "stop", name: reported}]}
+            with StubServer(lambda number, body, answer=answer: answer) as stub:
+                [[completion]] = engine_for(stub).generate([Prefix("a")], 1, SamplingOptions(4, stop=("\n",)))
+            assert completion.text == "ab" and completion.stop_text == stop_text
 
     def test_choices_out_of_order(self, engine_for):
         choices = [{"index": j, "text": f"{j}", "finish_reason": "eos_token"} for j in (2, 0, 1)]

@@ -424,6 +424,7 @@ class TestEnd:
             own.pad_token = pad_token
             engine = TransformersEngine(model, own)
             result = engine.generate(prefixes, 1, options(10, stop=("\nab", "xyz")))
+            assert [completion.stop_text for [completion] in result] == ["\nab", None, None]
             assert result == [[Completion("abc", 7 - 1, "stop")]] + [
                 [Completion("", 1, "stop")],
                 [Completion("d" * 10, 10, "length")],

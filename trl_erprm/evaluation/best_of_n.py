@@ -1,7 +1,8 @@
 """What selection from a pool of completions is worth: best-of-n, majority vote, pass@n and plain sampling.
 
 All functions take one pool of M candidates a problem, as lists `[problems][candidates]`, and answer for n <= M of them
-drawn at random without replacement. They average over ALL C(M, n) subsets, not over some draws:
+drawn at random without replacement (`curves.py`: for all n at once, and with votes weighted by scores). They average
+over ALL C(M, n) subsets, not over some draws:
 
     best of n    sum_r C(M - 1 - r, n - 1) / C(M, n) * is_correct[r],   r = 0 .. M - 1 the rank by score (0 is best):
                  the candidate of rank r is chosen if it is drawn and the r better ones are not
@@ -202,7 +203,7 @@ def majority_per_problem(
     num_candidates = correct.shape[1]
     n = num_candidates if n is None else n
     _check_n(n, num_candidates)
-    is_member = _subsets(num_candidates, n, seed)
+    is_member = _subsets(num_candidates, n, seed, MAX_SUBSETS)
     accuracies = np.empty(len(correct))
     for row, (problem_answers, problem_correct) in enumerate(zip(answers, correct, strict=True)):
         is_vote_for = _one_hot(problem_answers, row)  # (num_candidates, num_answers)
@@ -381,13 +382,13 @@ def _student_t_quantile(freedom: int) -> float:
     )
 
 
-def _subsets(num_candidates: int, n: int, seed: int) -> np.ndarray:
+def _subsets(num_candidates: int, n: int, seed: int, max_subsets: int) -> np.ndarray:
     """Subsets of size n as rows of 0 and 1: float32 of shape `(num_subsets, num_candidates)`."""
     num_subsets = math.comb(num_candidates, n)
-    if num_subsets <= MAX_SUBSETS:
+    if num_subsets <= max_subsets:
         members = np.array(list(itertools.combinations(range(num_candidates), n)))
     else:
-        num_subsets = MAX_SUBSETS
+        num_subsets = max_subsets
         order = np.random.default_rng(seed).random((num_subsets, num_candidates))
         members = np.argpartition(order, n - 1, axis=1)[:, :n]
     is_member = np.zeros((num_subsets, num_candidates), dtype=np.float32)

@@ -1,8 +1,10 @@
 """Plots, as PNG files. Matplotlib is imported when a plot is drawn: `pip install "trl-erprm[plots]"`.
 
-Figures are made without pyplot, so the caller's backend, open figures and styles stay as they are.
+Figures are made without pyplot, so the caller's backend, open figures and styles stay as they are. Those of a report
+are narrow (480 pixels at the size of their text), so that they read on a phone.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_rft_iterations"]
+__all__ = ["plot_accuracy_curves", "plot_reliability", "plot_rft_iterations", "plot_search"]
 
 
 class _LineStyle(NamedTuple):
@@ -205,6 +207,196 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
     shifted = [total / number for total, number in blocks for _ in range(number)]
     highest = high - (len(shifted) - 1) * gap  # in shifted heights each end of the frame is one bound for all labels
     return [float(max(min(value, highest), low) + index * gap) for index, value in enumerate(shifted)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of a report
+
+
+# The colours of Okabe and Ito, darkened as above; markers and, behind the eighth, dashes tell lines apart as well.
+_COLORS = ("#0072B2", "#C04A00", "#00805C", "#A8457F", "#8A6D00", "#2F8FC4", "#222222", "#8B5A2B")
+_MARKERS = "oD^vsPX*"
+_NARROW = 4.8  # inches, 960 pixels: shown 480 pixels wide, 9 points are 12 pixels
+_NARROW_DPI = 200
+_SMALL = 9  # points
+_LONGEST_NAME = 26  # characters of a name in a legend of two columns
+
+
+def plot_accuracy_curves(
+    metrics: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    aggregation: str | None = None,
+    votes: bool = False,
+) -> Path:
+    r"""Draws accuracy against n, the number of candidates, with a line for each scorer, into one PNG.
+
+    Majority vote, one candidate at random and the oracle (pass@n) are drawn beside.
+
+    Args:
+        metrics (`Mapping[str, Any]`):
+            What [`~evaluation.comparison.compare_scorers`] gives.
+        path (`str` or `os.PathLike`):
+            File to write; folders are made, an existing file is replaced.
+        aggregation (`str`, *optional*):
+            Aggregation of the step scores; that of `metrics` if `None`.
+        votes (`bool`, *optional*, defaults to `False`):
+            Draw votes weighted by scores in place of best of n.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+        KeyError: if `metrics` hold no such aggregation.
+    """
+    aggregation = metrics["aggregation"] if aggregation is None else aggregation
+    key = "weighted_majority" if votes else "best_of_n"
+    sizes = list(range(1, metrics["num_candidates"] + 1))
+    curves = {
+        name: scorer["aggregations"][aggregation][key]["accuracy"]
+        for name, scorer in metrics["scorers"].items()
+        if key in scorer["aggregations"][aggregation]
+    }
+    baselines = {
+        "oracle (pass@n)": (metrics["oracle"]["accuracy"], ":"),
+        "majority vote": (metrics["majority"]["accuracy"], "--"),
+        "one at random": ([metrics["random"]["accuracy"]] * len(sizes), "-."),
+    }
+    title = f"{'Weighted vote' if votes else 'Best of n'}, {aggregation} of the step scores"
+    with _default_style():
+        figure, axes = _narrow_figure(title, num_entries=len(curves) + len(baselines))
+        marked = [i for i, n in enumerate(sizes) if n & (n - 1) == 0 or n == sizes[-1]]  # powers of two, and the end
+        for name, (values, dash) in baselines.items():
+            axes.plot(sizes, [100 * v for v in values], color=_MUTED, linestyle=dash, linewidth=1.5, label=name)
+        for index, (name, values) in enumerate(curves.items()):
+            axes.plot(
+                sizes,
+                [100 * v for v in values],
+                markevery=marked,
+                label=_short(name),
+                **_scorer_style(index),
+                zorder=3,
+            )
+        if len(sizes) > 1:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks([sizes[i] for i in marked], [str(sizes[i]) for i in marked])
+        axes.minorticks_off()
+        return _finish(figure, axes, path, "candidates n", "right answers")
+
+
+def plot_reliability(calibration: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    r"""Draws reliability diagrams: the share of right outcomes against the score, a line for each scorer.
+
+    Args:
+        calibration (`Mapping[str, Mapping]`):
+            By scorer `bins`, each with `mean_score`, `mean_outcome`, `outcome_low` and `outcome_high` in [0, 1], as
+            [`~evaluation.comparison.calibrate_scorers`] gives them.
+        path (`str` or `os.PathLike`):
+            File to write; folders are made, an existing file is replaced.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    with _default_style():
+        figure, axes = _narrow_figure("Step score against outcome", num_entries=len(calibration) + 1, square=True)
+        axes.plot([0, 100], [0, 100], color=_MUTED, linestyle=":", linewidth=1.5, label="score = share of right")
+        for index, (name, of_scorer) in enumerate(calibration.items()):
+            style, bins = _scorer_style(index), of_scorer["bins"]
+            x, y, low, high = (
+                [100 * of_bin[key] for of_bin in bins]
+                for key in ("mean_score", "mean_outcome", "outcome_low", "outcome_high")
+            )
+            axes.plot(x, y, label=_short(name), **style, zorder=3)
+            axes.vlines(x, low, high, color=style["color"], alpha=0.3, linewidth=1.2)
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(-2, 102)
+        return _finish(figure, axes, path, "mean score of the bin", "right outcomes", percent_x=True)
+
+
+def plot_search(points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    r"""Draws accuracy against generated tokens a problem: test-time search and best of n at one budget.
+
+    Args:
+        points (`Sequence[Mapping]`):
+            `method`, `num_tokens` (mean of a problem, with all that was thrown away), `accuracy`, and `low` and `high`
+            of its interval, shares in [0, 1]. Points of one method are joined by tokens.
+        path (`str` or `os.PathLike`):
+            File to write; folders are made, an existing file is replaced.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    with _default_style():
+        figure, axes = _narrow_figure("Accuracy against what it costs", num_entries=len(methods))
+        for index, method in enumerate(methods):
+            own = sorted((p for p in points if p["method"] == method), key=lambda point: point["num_tokens"])
+            x, style = [point["num_tokens"] for point in own], _scorer_style(index)
+            axes.plot(x, [100 * point["accuracy"] for point in own], label=_short(method), **style, zorder=3)
+            ends = [[100 * point[key] for point in own] for key in ("low", "high")]
+            axes.vlines(x, *ends, color=style["color"], alpha=0.3, linewidth=1.2)
+        axes.set_xscale("log", base=2)
+        ticks = sorted({2 ** round(math.log2(point["num_tokens"])) for point in points})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        return _finish(figure, axes, path, "generated tokens a problem", "right answers")
+
+
+def _narrow_figure(title: str, num_entries: int, square: bool = False) -> "tuple[Figure, Axes]":
+    """A figure whose legend of two columns, with so many entries, stands below the axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    plot, legend = (4.1 if square else 3.1), 0.2 * math.ceil(num_entries / 2) + 0.1
+    height = 0.6 + plot + 0.5 + legend  # inches: titles, axes, labels of the x axis, legend
+    figure = Figure(figsize=(_NARROW, height), dpi=_NARROW_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.14, (legend + 0.5) / height, 0.83, plot / height))
+    figure.text(0.03, 1 - 0.2 / height, title, fontsize=10.5, weight="bold", color=_TEXT, va="center")
+    return figure, axes
+
+
+def _scorer_style(index: int) -> dict[str, Any]:
+    return {
+        "color": _COLORS[index % len(_COLORS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": ("-", (0, (4, 1.5)), (0, (1, 1)))[index // len(_COLORS) % 3],
+        "linewidth": 1.6,
+        "markersize": 4.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.5,
+    }
+
+
+def _finish(
+    figure: "Figure", axes: "Axes", path: str | os.PathLike[str], x_label: str, y_label: str, percent_x: bool = False
+) -> Path:
+    axes.yaxis.set_major_formatter("{x:g} %")
+    if percent_x:
+        axes.xaxis.set_major_formatter("{x:g} %")
+    axes.set_xlabel(x_label, fontsize=_SMALL, color=_TEXT)
+    axes.set_title(y_label, fontsize=_SMALL, color=_TEXT, loc="left")  # beside the axis it would need a margin
+    axes.tick_params(length=0, labelsize=_SMALL, labelcolor=_MUTED)
+    axes.grid(axis="both" if percent_x else "y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#BBBBBB")
+    figure.legend(loc="lower left", ncols=2, fontsize=_SMALL, frameon=False, bbox_to_anchor=(0.02, 0), borderpad=0)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 _STYLE_KEYS = ("axes.", "figure.", "font.", "grid.", "lines.", "mathtext.", "patch.", "path.", "savefig.", "text.")

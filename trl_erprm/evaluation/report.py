@@ -6,7 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["RFT_METRICS", "check_rft_rows", "rft_table"]
+from .comparison import MAJORITY, pairs_at
+
+__all__ = ["RFT_METRICS", "check_rft_rows", "comparison_table", "rft_table"]
 
 RFT_METRICS = {
     "greedy": "Greedy",
@@ -69,6 +71,56 @@ def rft_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             cells["sampled"] += f" [{_percent(row['sampled_low'])}, {_percent(row['sampled_high'])}]"
         table.add_row(str(row["iteration"]), *map(Text, cells.values()))  # `Text`: brackets are no markup
     return table
+
+
+def comparison_table(metrics: Mapping[str, Any]) -> Table:
+    r"""Table of scorers compared on one pool: accuracy with interval, and the difference from majority vote.
+
+    Args:
+        metrics (`Mapping[str, Any]`):
+            What [`~evaluation.comparison.compare_scorers`] gives.
+
+    Returns:
+        `rich.table.Table`: a row a scorer, best first, then the baselines; for `rich.print`. Accuracies in per cent,
+        differences in points; *p* is McNemar's.
+
+    Example:
+
+    ```python
+    >>> from trl_erprm.evaluation.candidates import make_pool
+    >>> from trl_erprm.evaluation.comparison import compare_scorers
+    >>> pool = make_pool([{"answer": "4", "candidates": ["5", "4"]}])
+    >>> comparison_table(compare_scorers(pool, {"a": [[[0.1], [0.9]]]})).row_count
+    4
+
+    ```
+    """
+    n, how = metrics["num_candidates"], metrics["aggregation"]
+    against_majority = {pair["first"]: pair for pair in pairs_at(metrics, how, n) if pair["second"] == MAJORITY}
+    table = Table(
+        title=f"Best of {n} by {how} of the step scores, in per cent",
+        caption=f"{metrics['num_problems']:,} problems; in brackets: 95 % interval",
+    )
+    table.add_column("Chosen by", overflow="fold")
+    for heading in ("Right", "Points above\nmajority vote", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    curves = {name: scorer["aggregations"][how]["best_of_n"] for name, scorer in metrics["scorers"].items()}
+    for name, curve in sorted(curves.items(), key=lambda entry: -entry[1]["accuracy"][-1]):
+        pair = against_majority[name]
+        low, high = (f"{100 * pair[key]:+.1f}" for key in ("low", "high"))
+        difference = f"{100 * pair['difference']:+.1f} [{low}, {high}]"
+        table.add_row(*map(Text, (name, _with_interval(curve, -1), difference, f"{pair['p_value']:.3f}")))
+    table.add_section()
+    for name, curve in ((MAJORITY, metrics["majority"]), ("oracle (pass@n)", metrics["oracle"])):
+        table.add_row(*map(Text, (name, _with_interval(curve, -1), "", "")))
+    random = {key: [value] for key, value in metrics["random"].items()}
+    table.add_row(*map(Text, ("one at random", _with_interval(random, -1), "", "")))
+    return table
+
+
+def _with_interval(curve: Mapping[str, Sequence[float]], index: int) -> str:
+    mean, low, high = (_percent(curve[key][index]) for key in ("accuracy", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def check_rft_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -133,7 +134,8 @@ class ProcessRewardModel:
         if device is not None and model_init_kwargs.get("quantization_config") is not None:
             model_init_kwargs.setdefault("device_map", {"": device})  # quantized as it is loaded, so loaded there
         model_init_kwargs.setdefault("num_labels", saved.get("num_labels"))
-        model = _load_model(path, resolved, hub_arguments, dtype=dtype, **model_init_kwargs)
+        with _loaded_whole():
+            model = _load_model(path, resolved, hub_arguments, dtype=dtype, **model_init_kwargs)
         if device is not None and not getattr(model, "is_quantized", False):
             model = model.to(device)
         trust_remote_code = model_init_kwargs.get("trust_remote_code", False)
@@ -318,6 +320,22 @@ def _resolve_format(path: str, format: PRMFormat | str | None, saved: dict | Non
         + (f" (it holds {', '.join(held) or 'nothing'})" if held is not None else " that could be read")
         + ". Give the directory that `ERPRMTrainer` saved, or, for a model from elsewhere, its `format`."
     )
+
+
+@contextmanager
+def _loaded_whole() -> Iterator[None]:
+    """
+    While active, `from_pretrained` gives every process the whole model. Beside a policy under ZeRO-3 it would split
+    the weights, and no trainer puts a scorer's weights together again. (Under FSDP it does not split them.)
+    """
+    from transformers.integrations import deepspeed
+
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_kwargs) -> nn.Module:

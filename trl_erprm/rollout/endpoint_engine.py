@@ -505,8 +505,10 @@ class _Run:
         try:
             parsed = json.loads(answer)
             choices = sorted(parsed["choices"], key=lambda choice: choice.get("index", 0))[: job.size]
-            found = [(choice["text"], _FINISH_REASONS[choice["finish_reason"]]) for choice in choices]
-            if not found or not all(isinstance(text, str) for text, _ in found):
+            found = [
+                (choice["text"], _FINISH_REASONS[choice["finish_reason"]], _stop_text(choice)) for choice in choices
+            ]
+            if not found or not all(isinstance(text, str) for text, *_ in found):
                 raise ValueError("no text")
             used = (parsed.get("usage") or {}).get("completion_tokens")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -515,9 +517,9 @@ class _Run:
             engine._refuse("n", f"{len(found)} of {job.size} choices in an answer")
             return None
         completions = []
-        for number, (text, reason) in enumerate(found):
-            text, is_cut = cut_at_stop(text, options.stop)
-            reason = "stop" if is_cut else reason
+        for number, (text, reason, reported) in enumerate(found):
+            text, stop_text = cut_at_stop(text, options.stop)
+            reason = "stop" if stop_text is not None else reason
             if used is not None:  # of the whole request: divided so that the sum is right
                 num_tokens = used // job.size + (number < used % job.size)
             elif engine.tokenizer is not None:
@@ -533,7 +535,7 @@ class _Run:
                     f"context window of the server, got an answer that was cut off after {used} tokens. Lower "
                     "`max_new_tokens`, or leave this prefix out."
                 )
-            completions.append(Completion(text, num_tokens, reason))
+            completions.append(Completion(text, num_tokens, reason, reported if stop_text is None else stop_text))
         return completions
 
     def _no_answer(self, num_attempts: int, seconds: float) -> str:
@@ -543,6 +545,12 @@ class _Run:
             f"{seconds:.0f} seconds. {faults}. Start the server (GET {self.servers[0].url}/models must answer), or "
             "raise `timeout` or `max_retries`; a labelling run then goes on where it stopped."
         )
+
+
+def _stop_text(choice: dict[str, Any]) -> str | None:
+    """The stop text that the server says it stopped at: vLLM's, SGLang's and llama.cpp's name for it."""
+    reported = (choice.get(name) for name in ("stop_reason", "matched_stop", "stopping_word"))
+    return next((text for text in reported if isinstance(text, str) and text), None)
 
 
 def _error_message(text: str) -> str:

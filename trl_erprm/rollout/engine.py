@@ -13,7 +13,7 @@ and fine-tuning are written once:
 import importlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from trl_erprm.choices import check_choice
@@ -148,11 +148,15 @@ class Completion:
         finish_reason (`"stop"` or `"length"`):
             `"length"` if `max_new_tokens` were sampled and neither an end-of-sequence token nor a stop text was among
             them: the answer is cut off. Else `"stop"`.
+        stop_text (`str`, *optional*):
+            The stop text before which it was cut; `None` where the policy ended it, or the limit. (A server that does
+            not say what it stopped at leaves it `None`.) Two completions that differ in it only are equal.
     """
 
     text: str
     num_tokens: int
     finish_reason: Literal["stop", "length"]
+    stop_text: str | None = field(default=None, compare=False)
 
 
 @runtime_checkable

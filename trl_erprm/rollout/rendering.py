@@ -85,19 +85,22 @@ def check_window(index: int, num_tokens: int, window: int | None, max_new_tokens
         )
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first of the stop texts, and whether there was one.
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
+    """The text before the first of the stop texts, and that stop text, `None` where there is none.
 
     Example:
 
     ```python
     >>> cut_at_stop("4*3=5\\n\\n5+2", ("#", "\\n\\n"))
-    ('4*3=5', True)
+    ('4*3=5', '\\n\\n')
 
     ```
     """
-    cuts = [position for one in stop if (position := text.find(one)) >= 0]
-    return (text[: min(cuts)], True) if cuts else (text, False)
+    cuts = [(position, one) for one in stop if (position := text.find(one)) >= 0]
+    if not cuts:
+        return text, None
+    position, first = min(cuts, key=lambda cut: cut[0])
+    return text[:position], first
 
 
 def request_seed(key: int) -> int:

@@ -44,6 +44,7 @@ from transformers.generation import (
 )
 
 from .engine import Completion, Prefix, SamplingOptions, check_request, sample_keys
+from .rendering import cut_at_stop
 from .shared_cache import NotShareableError, SharedPrefixCache, base_model, shared_prefix_attention, why_not_shareable
 
 if TYPE_CHECKING:
@@ -368,10 +369,9 @@ class TransformersEngine:
         texts = self._decode([row.tokens[:-1] if end else row.tokens for row, end in zip(rows, has_end, strict=True)])
         completions = []
         for row, text, is_finished in zip(rows, texts, has_end, strict=True):
-            cuts = [position for stop in options.stop if (position := text.find(stop)) >= 0]
-            if cuts:
-                text = text[: min(cuts)]
-            completions.append(Completion(text, len(row.tokens), "stop" if is_finished or cuts else "length"))
+            text, stop_text = cut_at_stop(text, options.stop)
+            reason = "stop" if is_finished or stop_text is not None else "length"
+            completions.append(Completion(text, len(row.tokens), reason, stop_text))
         return completions
 
     def _encode(self, prefixes: Sequence[Prefix], options: SamplingOptions) -> list[_Encoded]:

@@ -123,5 +123,8 @@ def _completion(output: "vllm.CompletionOutput", options: SamplingOptions) -> Co
             f"vLLM must finish every request, got one that ended with {output.finish_reason!r}. See its log."
         )
     # vLLM cuts at one stop text; where a token completes two, it need not be the first of them.
-    text, is_cut = cut_at_stop(output.text, options.stop)
-    return Completion(text, len(output.token_ids), "stop" if is_cut else output.finish_reason)
+    text, stop_text = cut_at_stop(output.text, options.stop)
+    if stop_text is not None:
+        return Completion(text, len(output.token_ids), "stop", stop_text)
+    stop_text = output.stop_reason if isinstance(output.stop_reason, str) else None  # else a token, or none
+    return Completion(text, len(output.token_ids), output.finish_reason, stop_text)

@@ -1,0 +1,39 @@
+"""AnswerReward: right answers by the column of the dataset, also as messages."""
+
+import pytest
+
+from trl_erprm import AnswerReward
+
+
+def test_right_wrong_and_unknown():
+    reward = AnswerReward("boxed", answer_column="solution")
+    completions = [r"so \boxed{1/2}", r"so \boxed{0.25}", "no answer", r"\boxed{3}"]
+    assert reward(completions=completions, solution=["0.5", "0.5", "1", None], prompts=[""] * 4) == [
+        1.0,
+        0.0,
+        0.0,
+        None,
+    ]
+
+
+def test_messages():
+    messages = [[{"role": "assistant", "content": "#### 3"}], [{"role": "assistant", "content": "#### 4"}]]
+    assert AnswerReward("gsm8k")(completions=messages, answer=["3", "3"]) == [1.0, 0.0]
+
+
+def test_convention():
+    assert AnswerReward("gsm8k")(completions=["3"], answer=["3"]) == [0.0]
+    assert AnswerReward("auto")(completions=["3"], answer=["3"]) == [1.0]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="'answer_how|`how`|must be one of"):
+        AnswerReward("boxes")
+    with pytest.raises(ValueError, match="column 'answer', which the dataset does not have"):
+        AnswerReward()(completions=["3"], solution=["3"])
+
+
+def test_identity():
+    assert AnswerReward("boxed").identity == {
+        "name": "answer_reward", "answer_how": "boxed", "answer_column": "answer"
+    }  # fmt: skip

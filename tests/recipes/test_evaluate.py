@@ -1,0 +1,355 @@
+"""`recipes/evaluate.py`: the embedded task, files as they are, a policy to sample from, and what stops it."""
+
+import gzip
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import prm_trainer, save_base
+from trl_erprm import ProcessRewardModel
+from trl_erprm.rollout.transformers_engine import TransformersEngine
+
+pytest.importorskip("matplotlib")
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+ROWS = [{"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [1.0, 1.0]}]
+
+
+@pytest.fixture(scope="module")
+def modules():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(RECIPES))
+        yield {name: importlib.import_module(name) for name in ("stages", "evaluate")}
+        for name in ("stages", "evaluate", "label", "prm"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def evaluate(modules):
+    return modules["evaluate"].main
+
+
+@pytest.fixture(scope="module")
+def prms(tmp_path_factory):
+    """Two PRMs of different random weights for the embedded task."""
+    paths = {}
+    for seed, name in enumerate(("er", "soft")):
+        paths[name] = tmp_path_factory.mktemp("prm") / name
+        prm_trainer(save_base(tmp_path_factory.mktemp("base"), seed), paths[name], ROWS, seed=seed).save_model()
+    return paths
+
+
+def write_jsonl(path, rows):
+    opened = gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else open(path, "w", encoding="utf-8")
+    with opened as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Candidates and the step scores of two models: one knows, one is always wrong."""
+    generator = np.random.default_rng(0)
+    candidates, good, bad = [], [], []
+    for i in range(12):
+        right = generator.random(4) < 0.5
+        candidates.append(
+            {
+                "problem_id": f"q{i}",
+                "prompt": "?",
+                "answer": "1/2",
+                "candidates": [
+                    {
+                        "completion": "a\nb",
+                        "steps": ["a", "b"],
+                        "extracted_answer": "0.5" if r else "3",
+                        "is_correct": bool(r),
+                    }
+                    for r in right
+                ],
+            }
+        )
+        good.append({"problem_id": f"q{i}", "step_scores": [[0.9 * r + 0.05, 0.5] for r in right.tolist()]})
+        bad.append({"problem_id": f"q{i}", "step_scores": [[0.95 - 0.9 * r, 0.5] for r in right.tolist()]})
+    return {
+        "candidates": write_jsonl(tmp_path / "candidates.jsonl.gz", candidates),
+        "good": write_jsonl(tmp_path / "step_scores_good.jsonl.gz", good),
+        "bad": write_jsonl(tmp_path / "bad.jsonl", bad),
+        "rows": {"candidates": candidates, "good": good, "bad": bad},
+    }
+
+
+def from_files(files, output_dir, *scores):
+    return ["--candidates", files["candidates"], "--step_scores", *scores, "--output_dir", str(output_dir)]
+
+
+class TestFiles:
+    def test_a_report_of_two(self, evaluate, files, tmp_path, capsys):
+        metrics = evaluate(from_files(files, tmp_path / "o", files["good"], f"worst={files['bad']}"))
+        assert list(metrics["scorers"]) == ["good", "worst"]
+        accuracy = {
+            name: scorer["aggregations"]["min"]["best_of_n"]["accuracy"][-1]
+            for name, scorer in metrics["scorers"].items()
+        }
+        right = [[c["is_correct"] for c in row["candidates"]] for row in files["rows"]["candidates"]]
+        assert accuracy == {"good": np.mean([any(r) for r in right]), "worst": np.mean([all(r) for r in right])}
+        assert json.loads((tmp_path / "o" / "metrics.json").read_text("utf-8")) == metrics
+        page = (tmp_path / "o" / "report.html").read_text("utf-8")
+        assert "Best of 4" in page and "worst" in page and "Calibration" in page
+        output = capsys.readouterr().out
+        assert "worst" in output and "majority vote" in output and "report.html" in output
+        # again, and with another aggregation first: the same directory
+        assert evaluate(from_files(files, tmp_path / "o", files["good"], f"worst={files['bad']}")) == metrics
+        other = evaluate([*from_files(files, tmp_path / "o", files["good"]), "--aggregation", "last"])
+        assert other["aggregation"] == "last" and list(other["scorers"]) == ["good"]
+
+    def test_other_candidates_need_another_directory(self, evaluate, files, tmp_path):
+        evaluate(from_files(files, tmp_path / "o", files["good"]))
+        page = (tmp_path / "o" / "report.html").read_bytes()
+        rows = files["rows"]
+        files["candidates"] = write_jsonl(tmp_path / "fewer.jsonl", rows["candidates"][:-1])
+        scores = write_jsonl(tmp_path / "fewer_scores.jsonl", rows["good"][:-1])
+        with pytest.raises(ValueError, match="holds another run: `candidates` is"):
+            evaluate(from_files(files, tmp_path / "o", scores))
+        assert (tmp_path / "o" / "report.html").read_bytes() == page
+
+    def test_seven_public_models_as_they_are(self, evaluate, shared_data, tmp_path):
+        directory = shared_data / "bon_gsm8k"
+        if not directory.is_dir():
+            pytest.skip(f"no {directory}")
+        scores = sorted(map(str, directory.glob("step_scores_*")))
+        metrics = evaluate(
+            ["--candidates", str(directory / "candidates.jsonl.gz"), "--step_scores", *scores]
+            + ["--output_dir", str(tmp_path / "o")]
+        )
+        assert (metrics["num_problems"], metrics["num_candidates"], len(metrics["scorers"])) == (100, 32, 7)
+        for scorer in metrics["scorers"].values():
+            assert list(scorer["aggregations"]) == ["min", "product", "mean", "last", "max", "softmin"]
+            for curves in scorer["aggregations"].values():
+                assert all(len(curves[key]["accuracy"]) == 32 for key in ("best_of_n", "weighted_majority"))
+        # 21 pairs of models, each against majority vote, and each one's vote
+        assert len(metrics["pairs"]) == 6 * (21 + 7 + 7)
+        with gzip.open(directory / "candidates.jsonl.gz", "rt", encoding="utf-8") as file:
+            problems = [json.loads(line)["candidates"] for line in file]
+        for name in ("qwen_prm", "internlm2_7b_reward"):
+            with gzip.open(directory / f"step_scores_{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+                scores = [[min(steps) for steps in json.loads(line)["step_scores"]] for line in file]
+            right = sum(c[s.index(max(s))]["is_correct"] for c, s in zip(problems, scores, strict=True))
+            assert metrics["scorers"][name]["aggregations"]["min"]["best_of_n"]["accuracy"][31] == right / 100
+        assert "gsm8k_062" in metrics["notes"][0]
+
+
+class TestBadInput:
+    """A message that names the row, and nothing that passes for a report."""
+
+    @pytest.fixture(autouse=True)
+    def no_report(self, tmp_path):
+        yield
+        assert not (tmp_path / "o" / "report.html").exists() and not (tmp_path / "o" / "metrics.json").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda rows: rows["candidates"][3]["candidates"].pop(), r"got 4 in row 0 and 3 in .*row 3 \(q3\)"),
+            (lambda rows: rows["good"][3].update(problem_id="q99"), r"row 3 \(q99\) is for other candidates"),
+            (lambda rows: rows["good"][3]["step_scores"][2].append(0.5), r"\(q3\), candidate 2, has 3 scores for 2"),
+            (
+                lambda rows: rows["good"][3]["step_scores"][2].__setitem__(0, float("nan")),
+                r"row 3 \(q3\), candidate 2, step 0 has the score nan",
+            ),
+            (lambda rows: rows["good"].clear(), "good.jsonl.gz must hold the scores of 12 problems, got none"),
+            (lambda rows: rows["candidates"].clear(), "candidates.jsonl.gz must hold at least one problem, got none"),
+            (
+                lambda rows: [c.update(is_correct=False) for row in rows["candidates"] for c in row["candidates"]],
+                "must hold a right candidate for some problem, got none among 48",
+            ),
+        ],
+    )  # fmt: skip
+    def test_files_that_do_not_fit(self, evaluate, files, tmp_path, change, message):
+        change(files["rows"])
+        write_jsonl(Path(files["candidates"]), files["rows"]["candidates"])
+        write_jsonl(Path(files["good"]), files["rows"]["good"])
+        with pytest.raises(ValueError, match=message):
+            evaluate(from_files(files, tmp_path / "o", files["good"]))
+
+    def test_a_failure_while_measuring(self, modules, evaluate, files, tmp_path, monkeypatch):
+        def fail(*args, **kwargs):
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(modules["evaluate"], "calibrate_scorers", fail)
+        with pytest.raises(RuntimeError, match="broken"):
+            evaluate(from_files(files, tmp_path / "o", files["good"]))
+
+    def test_arguments_that_do_not_go_together(self, evaluate, files, tmp_path):
+        out = ["--output_dir", str(tmp_path / "o")]
+        with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
+            evaluate(["--candidates", files["candidates"], *out])
+        with pytest.raises(ValueError, match="`step_scores` goes with `candidates`, the file of what was scored"):
+            evaluate(["--step_scores", files["good"], *out])
+        with pytest.raises(ValueError, match="`step_scores` must give each a name of its own .*got 'good' for"):
+            evaluate(from_files(files, tmp_path / "o", files["good"], f"good={files['bad']}"))
+        with pytest.raises(ValueError, match="`how` must be one of 'min'.*got 'minimum'"):
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--aggregation", "minimum"])
+        assert not (tmp_path / "o").exists()
+
+    def test_a_model_without_prompts(self, evaluate, files, prms, tmp_path):
+        for row in files["rows"]["candidates"]:
+            del row["prompt"]
+        candidates = write_jsonl(tmp_path / "c.jsonl", files["rows"]["candidates"])
+        with pytest.raises(ValueError, match="Problem 0 has no `prompt`"):
+            evaluate(["--candidates", candidates, "--prm_path", str(prms["er"]), "--output_dir", str(tmp_path / "o")])
+
+    def test_problems_without_answers(self, evaluate, tiny_policy, prms, tmp_path):
+        prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n"}])
+        with pytest.raises(ValueError, match="Row 0 has no answer to compare with"):
+            evaluate(
+                ["--model_name_or_path", tiny_policy[1], "--dataset_path", prompts, "--prm_path", str(prms["er"])]
+                + ["--output_dir", str(tmp_path / "o")]
+            )
+        assert not (tmp_path / "o").exists()
+
+
+class TestEmbeddedTask:
+    @pytest.fixture
+    def arguments(self, modules, tiny_policy, prms, tmp_path, monkeypatch):
+        task, policy = tiny_policy
+        stages = modules["stages"]
+        prepared = stages.PreparedTask(task, Path(policy), tmp_path, prms["er"])
+        monkeypatch.setattr(stages, "prepare", lambda root, seed, last: prepared)
+        monkeypatch.setattr(stages, "train_variants", lambda prepared, root, seed: prms)
+        arguments = ["--config", str(stages.CONFIGS / "evaluate.yaml"), "--num_rows", "12", "--num_samples", "4"]
+        return [*arguments, "--output_dir", str(tmp_path / "evaluation")]
+
+    def test_several_prms_on_one_pool(self, evaluate, arguments, tiny_policy, tmp_path, monkeypatch):
+        task, _ = tiny_policy
+        metrics = evaluate(arguments)
+        directory = tmp_path / "evaluation"
+        assert json.loads((directory / "metrics.json").read_text("utf-8")) == metrics
+        assert (metrics["num_problems"], metrics["num_candidates"]) == (12, 4)
+        assert list(metrics["scorers"]) == list(metrics["steps"]) == list(metrics["calibration"]) == ["er", "soft"]
+        for of_prm in metrics["steps"].values():
+            assert 0 <= of_prm["step_pair_accuracy"] <= 1 and of_prm["num_step_pairs"] > 0
+            assert 0 <= of_prm["first_error_f1"] <= 1
+        rows = read_jsonl(directory / "candidates.jsonl")
+        right = [c["is_correct"] for row in rows for c in row["candidates"]]
+        assert len(right) == 48 and np.mean(right) == pytest.approx(metrics["random"]["accuracy"])
+        for name in ("er", "soft"):
+            scores = read_jsonl(directory / "scores" / name / "step_scores.jsonl")
+            assert [row["problem_id"] for row in scores] == [row["problem_id"] for row in rows]
+            for row, of_row in zip(rows, scores, strict=True):
+                for candidate, steps in zip(row["candidates"], of_row["step_scores"], strict=True):
+                    well_formed = task.is_well_formed(row["prompt"], candidate["steps"])
+                    assert (steps is not None) == well_formed, candidate
+                    assert steps is None or len(steps) == len(candidate["steps"])
+
+        # the same command again samples and scores nothing
+        def refuse(*args, **kwargs):
+            raise AssertionError("computed again")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TransformersEngine, "generate", refuse)
+            patch.setattr(ProcessRewardModel, "score", refuse)
+            assert evaluate(arguments) == metrics
+        # what it kept are files as any others, with the names of their folders
+        kept = [str(directory / "scores" / name / "step_scores.jsonl") for name in ("er", "soft")]
+        again = evaluate(
+            ["--candidates", str(directory / "candidates.jsonl"), "--step_scores", *kept, "--answer_how", "arithmetic"]
+            + ["--output_dir", str(tmp_path / "again")]
+        )
+        assert again["scorers"] == metrics["scorers"] and again["pairs"] == metrics["pairs"]
+
+    def test_another_run_is_refused(self, evaluate, arguments, prms):
+        evaluate(arguments)
+        with pytest.raises(ValueError, match="holds another run: `settings.temperature` is 1.0 there and 0.5 now"):
+            evaluate([*arguments, "--temperature", "0.5"])
+        with pytest.raises(ValueError, match="holds another run: `rows` is"):
+            evaluate([*arguments, "--dataset_split", "train"])
+        with pytest.raises(ValueError, match=r"scores/er'? holds another run.*`prm` is"):
+            evaluate([*arguments, "--prm_path", f"er={prms['soft']}"])
+
+    def test_one_process_reports(self, modules, evaluate, arguments, tmp_path, monkeypatch):
+        """The others took part in training what is compared, and are done."""
+
+        class State:
+            is_main_process, device = False, "cpu"
+
+        monkeypatch.setattr(modules["evaluate"], "process_state", State)
+        assert evaluate(arguments) == {}
+        assert not (tmp_path / "evaluation").exists()
+
+    def test_without_arguments(self, modules, evaluate, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+
+        def prepare(root, seed, last):
+            raise InterruptedError(f"{root} {seed}")
+
+        monkeypatch.setattr(modules["stages"], "prepare", prepare)
+        with pytest.raises(InterruptedError, match="^outputs/arithmetic 0$"):
+            evaluate()
+
+    def test_variants_are_trained_from_the_same_labels(self, modules, tmp_path, monkeypatch):
+        stages, calls = modules["stages"], []
+        monkeypatch.setattr(stages.prm, "main", calls.append)
+        prepared = stages.PreparedTask(None, tmp_path / "policy", tmp_path / "labels", tmp_path / "prm")
+        variants = stages.train_variants(prepared, tmp_path, seed=3)
+        assert variants == {"er": tmp_path / "prm"} | {n: tmp_path / f"prm-{n}" for n in ("soft", "hard", "outcome")}
+        given = [dict(zip(call[::2], call[1::2], strict=True)) for call in calls]
+        assert {call["--dataset_path"] for call in given} == {str(tmp_path / "labels" / "labels.jsonl")}
+        assert {call["--model_name_or_path"] for call in given} == {str(tmp_path / "base")}
+        assert [call.get("--eta") for call in given] == ["0", "inf", None]
+        assert [call.get("--train_on_last_step_only") for call in given] == [None, None, "true"]
+
+
+class TestPolicy:
+    def test_own_problems(self, evaluate, tiny_policy, prms, tmp_path):
+        task, policy = tiny_policy
+        problems = write_jsonl(tmp_path / "problems.jsonl", task.dataset("test", 5).to_list())
+        metrics = evaluate(
+            [
+                "--model_name_or_path",
+                policy,
+                "--prm_path",
+                str(prms["er"]),
+                str(prms["soft"]),
+                "--dataset_path",
+                problems,
+            ]
+            + ["--output_dir", str(tmp_path / "o"), "--num_samples", "3", "--max_completion_length", "20"]
+            + ["--answer_how", "arithmetic"]
+        )
+        assert (metrics["num_problems"], metrics["num_candidates"]) == (5, 3)
+        assert list(metrics["scorers"]) == ["er", "soft"]
+        assert "steps" not in metrics  # nothing is known about the steps
+
+    def test_prms_score_candidates_of_a_file(self, evaluate, tiny_policy, prms, tmp_path):
+        """With scores from elsewhere beside; a candidate that cannot be judged has no score."""
+        texts = [["1+1=2\n#2", "1+1=3\n#3"], ["2+1=3\n#3", "2+1=3"]]
+        rows = [
+            {"prompt": f"{i + 1}+1\n", "answer": str(i + 2), "candidates": candidates}
+            for i, candidates in enumerate(texts)
+        ]
+        candidates = write_jsonl(tmp_path / "c.jsonl", rows)
+        own = [{"step_scores": [[0.1, 0.2], [0.3, 0.4]]}, {"step_scores": [[0.1, 0.2], [0.3]]}]
+        metrics = evaluate(
+            ["--candidates", candidates, "--prm_path", f"mine={prms['er']}", "--output_dir", str(tmp_path / "o")]
+            + ["--step_scores", write_jsonl(tmp_path / "other.jsonl", own), "--answer_how", "arithmetic"]
+        )
+        assert list(metrics["scorers"]) == ["other", "mine"]
+        assert [scorer["num_unscored"] for scorer in metrics["scorers"].values()] == [0, 1]
+        scores = read_jsonl(tmp_path / "o" / "scores" / "mine" / "step_scores.jsonl")
+        direct = ProcessRewardModel.from_pretrained(prms["er"]).score(
+            ["1+1\n", "1+1\n", "2+1\n"], [text.split("\n") for text in [*texts[0], texts[1][0]]]
+        )
+        found = [scores[0]["step_scores"][0], scores[0]["step_scores"][1], scores[1]["step_scores"][0]]
+        for one, other in zip(found, direct, strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+        assert scores[1]["step_scores"][1] is None

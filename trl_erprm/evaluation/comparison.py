@@ -1,0 +1,278 @@
+"""Scorers compared on one pool of candidates: every number of a best-of-n report, with intervals.
+
+[`compare_scorers`] gives plain JSON: `metrics.json` is it, and the report shows it. [`calibrate_scorers`] adds how far
+step scores are from the success probabilities that these candidates show.
+
+    num_problems, num_candidates, aggregation, baseline, notes
+    random, majority, oracle                                  a curve each
+    scorers    name -> num_unscored, and for each aggregation best_of_n and weighted_majority, a curve each
+    pairs      first and second with aggregation: difference, low, high, only_first, only_second, p_value
+
+A *curve* has an item for every n = 1 .. M: `accuracy`, the mean over all subsets of n candidates, `low` and `high`,
+its 95 % interval over problems, and `first_n`, the accuracy on the first n candidates, as the literature reports it.
+The `difference` of a pair is over all subsets, too, with its paired bootstrap interval; McNemar's test (`only_first`,
+`only_second`, `p_value`) needs one outcome a problem and takes the first n candidates.
+
+Pairs are: each scorer with each later one, each with majority vote, and each scorer's weighted majority with it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..prm.aggregation import AGGREGATIONS, aggregate, check_aggregation
+from .best_of_n import clustered_interval, sampled_accuracy
+from .calibration import measure_calibration
+from .candidates import CandidatePool, StepScores, check_step_scores, pool_notes
+from .curves import MAX_SUBSETS, best_of_n_curve, majority_curves, pass_at_n_curve
+from .paired import NUM_RESAMPLES, bootstrap_intervals, mcnemar
+
+__all__ = ["MAJORITY", "WEIGHTED", "aggregated_scores", "calibrate_scorers", "compare_scorers", "pairs_at"]
+
+MAJORITY = "majority vote"
+WEIGHTED = "{scorer}, weighted vote"
+"""What pairs call the two votes."""
+
+
+class _Curve(NamedTuple):
+    """Accuracy of each problem at every n, under both rules: two arrays of shape `(P, M)`."""
+
+    all_subsets: np.ndarray
+    first_n: np.ndarray
+
+
+def compare_scorers(
+    pool: CandidatePool,
+    step_scores: Mapping[str, StepScores],
+    aggregation: str = "min",
+    aggregations: Sequence[str] = AGGREGATIONS,
+    num_resamples: int = NUM_RESAMPLES,
+    max_subsets: int = MAX_SUBSETS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracies of best of n and of votes by several scorers of the same candidates, and their paired differences.
+
+    Args:
+        pool ([`CandidatePool`]):
+            The candidates.
+        step_scores (`Mapping[str, StepScores]`):
+            Step scores of each scorer by its name, of the shape of the pool.
+        aggregation (`str`, *optional*, defaults to `"min"`):
+            The one that a report puts first; one of `aggregations`. Default: the paper's (arXiv 2412.11006).
+        aggregations (`Sequence[str]`, *optional*):
+            How step scores become one number ([`aggregate`]); all six by default.
+        num_resamples (`int`, *optional*, defaults to `2000`):
+            Bootstrap resamples of problems. Default: [`NUM_RESAMPLES`].
+        max_subsets (`int`, *optional*, defaults to `512`):
+            Subsets of one size that votes are averaged over. Default: [`MAX_SUBSETS`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of resamples and subsets.
+
+    Returns:
+        `dict`: plain JSON values, as the module describes them. Time and memory grow linearly with problems.
+
+    Raises:
+        ValueError: if there is no scorer, two have one name, `aggregation` is not among `aggregations`, or step scores
+            do not fit the pool (with the name of the scorer and the row).
+
+    Example:
+
+    ```python
+    >>> from trl_erprm.evaluation.candidates import make_pool
+    >>> pool = make_pool([{"answer": "4", "candidates": ["5", "4"]}, {"answer": "1", "candidates": ["1", "2"]}])
+    >>> metrics = compare_scorers(pool, {"a": [[[0.1], [0.9]], [[0.8], [0.3]]], "b": [[[0.5], [0.4]], [[0.5], [0.4]]]})
+    >>> [metrics["scorers"][name]["aggregations"]["min"]["best_of_n"]["accuracy"] for name in ("a", "b")]
+    [[0.5, 1.0], [0.5, 0.5]]
+    >>> metrics["pairs"][0]["first"], metrics["pairs"][0]["second"], metrics["pairs"][0]["difference"]
+    ('a', 'b', [0.0, 0.5])
+
+    ```
+    """
+    aggregations = list(aggregations)
+    if not step_scores:
+        raise ValueError("`step_scores` must hold at least one scorer, got none.")
+    for how in aggregations:
+        check_aggregation(how)
+    if aggregation not in aggregations:
+        raise ValueError(
+            f"`aggregation` must be one of those compared, {', '.join(map(repr, aggregations))}, got {aggregation!r}."
+        )
+    names = list(step_scores)
+    scores = {
+        name: {how: aggregated_scores(check_step_scores(of_scorer, pool, name), how) for how in aggregations}
+        for name, of_scorer in step_scores.items()
+    }
+    notes = pool_notes(pool)
+    # A negative weight would vote against its own answer; the sign of a score does not depend on other aggregations.
+    unbounded = [name for name in names if any((values < 0).any() for values in scores[name].values())]
+    notes += [f"{name!r} has scores below 0: it has no weighted vote." for name in unbounded]
+
+    correct, num_candidates = pool.is_correct, pool.num_candidates
+    voting = [(name, how) for name in names if name not in unbounded for how in aggregations]
+    weights = np.stack([np.ones(correct.shape), *(scores[name][how] for name, how in voting)])
+    votes = [
+        _Curve(*both)
+        for both in zip(
+            majority_curves(pool.classes, correct, weights, "all_subsets", max_subsets, seed),
+            majority_curves(pool.classes, correct, weights, "first_n"),
+            strict=True,
+        )
+    ]
+    majority, weighted = votes[0], dict(zip(voting, votes[1:], strict=True))
+    best = {
+        (name, how): _Curve(*(best_of_n_curve(scores[name][how], correct, rule) for rule in _Curve._fields))
+        for name in names
+        for how in aggregations
+    }
+    oracle = _Curve(*(pass_at_n_curve(correct, rule) for rule in _Curve._fields))
+
+    metrics: dict[str, Any] = {
+        "num_problems": pool.num_problems,
+        "num_candidates": num_candidates,
+        "aggregation": aggregation,
+        "notes": notes,
+        "random": dict(zip(("accuracy", "low", "high"), sampled_accuracy(correct), strict=True)),
+        "majority": _summary(majority),
+        "oracle": _summary(oracle),
+        "scorers": {},
+        "pairs": [],
+    }
+    for name in names:
+        metrics["scorers"][name] = {
+            "num_unscored": int(np.isnan(scores[name][aggregation]).sum()),
+            "aggregations": {
+                how: {"best_of_n": _summary(best[name, how])}
+                | ({"weighted_majority": _summary(weighted[name, how])} if (name, how) in weighted else {})
+                for how in aggregations
+            },
+        }
+    for how in aggregations:
+        sides: list[tuple[str, _Curve, str, _Curve]] = [
+            (first, best[first, how], second, best[second, how]) for first, second in combinations(names, 2)
+        ]
+        sides += [(name, best[name, how], MAJORITY, majority) for name in names]
+        sides += [
+            (WEIGHTED.format(scorer=name), weighted[name, how], MAJORITY, majority)
+            for name in names
+            if (name, how) in weighted
+        ]
+        for first, one, second, other in sides:
+            pair = {"first": first, "second": second, "aggregation": how}
+            metrics["pairs"].append(pair | _difference(one, other, num_resamples, seed))
+    return metrics
+
+
+def calibrate_scorers(
+    pool: CandidatePool, step_scores: Mapping[str, StepScores], etas: Mapping[str, float | None] | None = None
+) -> dict[str, Any]:
+    """Calibration of step scores as success probabilities, against the outcomes of the candidates themselves.
+
+    A candidate is one rollout, by the policy that wrote it, from each of its own prefixes; so among steps of one
+    score, the share of candidates that end right estimates the success probability of that policy.
+
+    Args:
+        pool ([`CandidatePool`]):
+            The candidates.
+        step_scores (`Mapping[str, StepScores]`):
+            Step scores of each scorer by its name, of the shape of the pool.
+        etas (`Mapping[str, float | None]`, *optional*):
+            Entropy parameter of the labels that a scorer learnt, where it is known: a finite one is taken back
+            ([`success_probability`]). Scores of others are taken for probabilities as they are.
+
+    Returns:
+        `dict`: by scorer the fields of [`~evaluation.calibration.Calibration`] as plain JSON, `bins` (of equal mass)
+        in place of the diagrams. A scorer whose scores leave [0, 1], or that scored nothing, is left out.
+
+    Raises:
+        ValueError: if step scores do not fit the pool, with the name of the scorer and the row.
+
+    Example:
+
+    ```python
+    >>> from trl_erprm.evaluation.candidates import make_pool
+    >>> pool = make_pool([{"answer": "4", "candidates": ["4", "5"]}])
+    >>> found = calibrate_scorers(pool, {"a": [[[0.9], [0.2]]], "unbounded": [[[3.0], [-1.0]]]})
+    >>> list(found), round(found["a"]["calibration_error"], 3)  # (0.1 + 0.2) / 2
+    (['a'], 0.15)
+
+    ```
+    """
+    results: dict[str, Any] = {}
+    problems = [row for row in range(pool.num_problems) for _ in range(pool.num_candidates)]
+    for name, of_scorer in step_scores.items():
+        flat = [scores for problem in check_step_scores(of_scorer, pool, name) for scores in problem]
+        scored = [scores for scores in flat if scores is not None]
+        if not scored or any(not 0 <= score <= 1 for scores in scored for score in scores):
+            continue
+        outcomes = [
+            [float(is_right)] * len(scores or ())
+            for scores, is_right in zip(flat, pool.is_correct.ravel().tolist(), strict=True)
+        ]
+        eta = (etas or {}).get(name)
+        eta = eta if eta is not None and math.isfinite(eta) else None  # hard labels: of no other probability
+        found = measure_calibration(flat, outcomes, eta=eta, problems=problems)
+        measures = ("num_steps", "num_solutions", "mean_score", "mean_outcome", "calibration_error")
+        on_last = found.min_on_last
+        results[name] = {
+            **{key: getattr(found, key) for key in (*measures, "calibration_error_if_perfect")},
+            "outcome_brier": list(found.outcome_brier),
+            "min_on_last": {"share": list(on_last.share), "chance": on_last.chance} if on_last.num_solutions else None,
+            "bins": [of_bin._asdict() for of_bin in found.equal_mass],
+        }
+    return results
+
+
+def aggregated_scores(step_scores: StepScores, how: str) -> np.ndarray:
+    """Score of each candidate, NaN where it was not scored: float64 of shape `(num_problems, num_candidates)`.
+
+    Example:
+
+    ```python
+    >>> aggregated_scores([[[0.9, 0.2], None]], "min").tolist()
+    [[0.2, nan]]
+
+    ```
+    """
+    return np.array(
+        [[np.nan if scores is None else aggregate(scores, how) for scores in problem] for problem in step_scores]
+    )
+
+
+def pairs_at(metrics: Mapping[str, Any], aggregation: str, n: int) -> list[dict[str, Any]]:
+    """The pairs of one aggregation at one n: what [`compare_scorers`] has as lists, as numbers.
+
+    Example:
+
+    ```python
+    >>> pair = {"first": "a", "second": "b", "aggregation": "min", "difference": [0.0, 0.1]}
+    >>> pairs_at({"pairs": [pair]}, "min", 2)
+    [{'first': 'a', 'second': 'b', 'aggregation': 'min', 'difference': 0.1}]
+
+    ```
+    """
+    return [
+        {key: value[n - 1] if isinstance(value, list) else value for key, value in pair.items()}
+        for pair in metrics["pairs"]
+        if pair["aggregation"] == aggregation
+    ]
+
+
+def _summary(curve: _Curve) -> dict[str, list[float]]:
+    num_candidates = curve.all_subsets.shape[1]
+    # A pool holds M // n draws of n candidates that have nothing in common: no more observations than that.
+    intervals = [
+        clustered_interval(curve.all_subsets[:, n - 1], num_candidates // n) for n in range(1, num_candidates + 1)
+    ]
+    mean, low, high = (list(values) for values in zip(*intervals, strict=True))
+    return {"accuracy": mean, "low": low, "high": high, "first_n": curve.first_n.mean(axis=0).tolist()}
+
+
+def _difference(first: _Curve, second: _Curve, num_resamples: int, seed: int) -> dict[str, list[float]]:
+    difference = first.all_subsets - second.all_subsets
+    mean, low, high = bootstrap_intervals(difference, num_resamples=num_resamples, seed=seed)
+    tests = [mcnemar(*outcomes) for outcomes in zip(first.first_n.T, second.first_n.T, strict=True)]
+    result = {"difference": mean.tolist(), "low": low.tolist(), "high": high.tolist()}
+    return result | {key: [getattr(test, key) for test in tests] for key in tests[0]._fields}

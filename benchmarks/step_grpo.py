@@ -4,7 +4,7 @@
 
 Each seed has problems, misconceptions, a policy, labels and a PRM of its own (recipes/stages.py); what is there is
 reused, and a method that was run is not run again. All methods share every setting but their advantages. Writes
-`results.json`, prints a table in Markdown and draws `step_grpo.png`.
+`seed-<n>/results.json`, prints a table in Markdown and draws `step_grpo.png`.
 """
 
 import argparse
@@ -39,6 +39,10 @@ METHODS = {
     "outcome (right answers)": None,
     "outcome (PRM, min)": None,
     **STEP_METHODS,
+    "reward_to_go, clip + delta + right answers": {
+        **STEP_METHODS["reward_to_go, clip + delta"],
+        "outcome_weight": 1.0,
+    },
     "min_form + right answers": {**STEP_METHODS["min_form"], "outcome_weight": 1.0},
     "soft_advantage + right answers": {**STEP_METHODS["soft_advantage"], "outcome_weight": 1.0},
 }
@@ -175,26 +179,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/step_grpo"))
-    parser.add_argument("--max_steps", type=int, default=60)
-    parser.add_argument("--eval_steps", type=int, default=4)
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--max_steps", type=int, default=240)
+    parser.add_argument("--eval_steps", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_generations", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT / "recipes"))
     import stages
 
-    path = args.output_dir / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = {}
     for seed in args.seeds:
         root = args.output_dir / f"seed-{seed}"
         root.mkdir(parents=True, exist_ok=True)
         task = stages.prepare(root, seed).task
-        runs = results.setdefault(str(seed), {})
+        path = root / "results.json"  # a file a seed, so that several processes may share the seeds
+        runs = results[seed] = json.loads(path.read_text()) if path.exists() else {}
         for method in args.methods:
             if method not in runs:
                 runs[method] = train(method, task, root, seed, args)
-                path.write_text(json.dumps(results, indent=2) + "\n")
+                path.write_text(json.dumps(runs, indent=2) + "\n")
             print(f"seed {seed}, {method}: {100 * final_accuracy(runs[method]):.1f} %", flush=True)
     print(f"\n{markdown(results)}")
     plot(results, args.output_dir / "step_grpo.png")

@@ -9,26 +9,30 @@ Candidates and step scores are files in the layout of trl_erprm/evaluation/candi
 here is kept in that layout. `report.html` in the output directory needs no network (docs/evaluation.md).
 """
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import stages
+from datasets import Dataset
 from rich.console import Console
 
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
 from trl_erprm.arithmetic import ArithmeticTask
 from trl_erprm.evaluation.candidates import CandidatePool, make_pool, read_candidates, read_step_scores, write_rows
-from trl_erprm.evaluation.comparison import calibrate_scorers, compare_scorers
+from trl_erprm.evaluation.comparison import aggregated_scores, calibrate_scorers, compare_scorers
 from trl_erprm.evaluation.html_report import write_report
+from trl_erprm.evaluation.processbench import JudgedRow, measure_judged_rows
 from trl_erprm.evaluation.report import comparison_table
+from trl_erprm.evaluation.search import best_of_n_curve, search_curve
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
-from trl_erprm.manifest import content_hash, open_run, weights_fingerprint
+from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
 from trl_erprm.prm.aggregation import check_aggregation
-from trl_erprm.prm.metrics import first_error_f1
-from trl_erprm.rollout import Prefix, SamplingOptions, load_engine
+from trl_erprm.rollout import Prefix, RolloutEngine, SamplingOptions, load_engine
 
 
 @dataclass
@@ -44,6 +48,12 @@ class ScriptArguments:
         default=None, metadata={"help": "Directories of process reward models; 'name=directory' gives a name."}
     )
     aggregation: str = field(default="min", metadata={"help": "Aggregation that the report puts first (paper: min)."})
+    own_aggregations: list[str] | None = field(
+        default=None, metadata={"help": "'name=aggregation' for what another one suits, such as 'outcome=last'."}
+    )
+    search_budgets: list[int] | None = field(
+        default=None, metadata={"help": "Beams of beam search and DVTS with the first PRM, to plot beside best of n."}
+    )
     num_samples: int = field(default=16, metadata={"help": "Candidates sampled for each problem."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     max_completion_length: int = field(default=512, metadata={"help": "Most tokens of a candidate."})
@@ -63,28 +73,39 @@ def main(argv: list[str] | None = None) -> dict:
     args, model_args, data_args = parser.parse_args_and_config(
         argv or ["--config", str(stages.CONFIGS / "evaluate.yaml")]
     )
-    check_aggregation(args.aggregation)
+    own_aggregations = dict(text.split("=", 1) for text in args.own_aggregations or [])
+    for how in (args.aggregation, *own_aggregations.values()):
+        check_aggregation(how)
     output_dir = Path(args.output_dir)
 
     # Load
     state, task = process_state(), None
+    is_main = state.is_main_process  # now: trainers make the state anew, without the other processes of a CPU
     prms, score_files = _named(args.prm_path, "prm_path"), _named(args.step_scores, "step_scores")
     if args.task == "arithmetic":
         prepared = stages.prepare(output_dir.parent, args.seed, "evaluation: which PRM chooses best?")
         task, model_args.model_name_or_path = prepared.task, str(prepared.policy_dir)
-        prms = prms or stages.train_variants(prepared, output_dir.parent, args.seed)
+        if not prms:
+            prms = stages.train_variants(prepared, output_dir.parent, args.seed)
+            own_aggregations = {name: "last" for name in prms if name == "outcome"} | own_aggregations  # all it learnt
     if not prms and not score_files:
         raise ValueError(stages.missing("prm_path", "evaluate"))
     if score_files and not args.candidates:
         raise ValueError("`step_scores` goes with `candidates`, the file of what was scored. Give it, too.")
-    if not state.is_main_process:
+    if args.search_budgets and (args.candidates or not prms):
+        raise ValueError("`search_budgets` needs a policy and a PRM: give `prm_path`, and no `candidates`.")
+    if not is_main:
         return {}  # one process measures; the others had their part in training what is compared
 
     # Candidates, given or sampled
+    rows = engine = None
     if args.candidates:
         pool = read_candidates(args.candidates, args.answer_how, args.split_how)
     else:
-        pool = _sample(args, model_args, data_args, task, state.device)
+        rows = _problems(data_args, task, args.split_how)
+        policy, tokenizer = load_policy(model_args, device=state.device)
+        engine = load_engine("transformers", model=policy, tokenizer=tokenizer, batch_size=args.generation_batch_size)
+        pool = _sample(args, rows, engine, weights_fingerprint(policy))
     scores = {name: read_step_scores(path, pool) for name, path in score_files.items()}
     if args.candidates:
         open_run(output_dir, {"candidates": content_hash(pool.rows())}, kind="evaluation")
@@ -107,11 +128,13 @@ def main(argv: list[str] | None = None) -> dict:
         scores[name] = read_step_scores(kept, pool)
 
     # Measure
-    metrics = compare_scorers(pool, scores, args.aggregation, seed=args.seed)
+    metrics = compare_scorers(pool, scores, args.aggregation, own_aggregations, seed=args.seed)
     metrics["calibration"] = calibrate_scorers(pool, scores, etas)
     if task is not None:
-        metrics["steps"] = {name: _step_metrics(task, pool, of_prm) for name, of_prm in scores.items()}
-    metrics["settings"] = {"candidates": args.candidates or model_args.model_name_or_path}
+        metrics["steps"] = {name: _step_metrics(task, pool, of_scorer) for name, of_scorer in scores.items()}
+    if args.search_budgets:
+        metrics["search"] = _search(args, rows, engine, next(iter(prms.items())), pool, scores, task)
+    metrics["settings"] = {"candidates": args.candidates or f"sampled from {model_args.model_name_or_path}"}
 
     # Save
     console = Console()
@@ -143,33 +166,30 @@ def _named(paths: list[str] | None, argument: str) -> dict[str, str]:
     return named
 
 
-def _sample(
-    args: ScriptArguments,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    task: ArithmeticTask | None,
-    device: str,
-) -> CandidatePool:
-    """Candidates of the policy, sampled once and kept as `candidates.jsonl`."""
+def _problems(data_args: DataArguments, task: ArithmeticTask | None, split_how: str) -> Dataset:
+    """Prompt rows, each with an answer."""
     if task is not None:
-        rows = task.dataset(data_args.dataset_split, data_args.num_rows)
-    else:
-        rows, _ = load_prompts(data_args, args.split_how)
-    unanswered = (
-        [i for i, answer in enumerate(rows["answer"]) if answer is None] if "answer" in rows.column_names else [0]
-    )
-    if unanswered:
-        raise ValueError(f"Row {unanswered[0]} has no answer to compare with. Give problems with a column `answer`.")
-    policy, tokenizer = load_policy(model_args, device=device)
+        return task.dataset(data_args.dataset_split, data_args.num_rows)
+    rows, _ = load_prompts(data_args, split_how)
+    answers = rows["answer"] if "answer" in rows.column_names else [None]
+    if None in answers:
+        raise ValueError(
+            f"Row {list(answers).index(None)} has no answer to compare with. Give problems with a column `answer`."
+        )
+    return rows
+
+
+def _sample(args: ScriptArguments, rows: Dataset, engine: RolloutEngine, policy: str) -> CandidatePool:
+    """Candidates of the policy, sampled once and kept as `candidates.jsonl`."""
     names = ("num_samples", "temperature", "max_completion_length", "split_how", "answer_how", "seed", "task")
+    settings = {name: getattr(args, name) for name in names}
     identity = {
-        "policy": weights_fingerprint(policy),
+        "policy": policy,
         "rows": content_hash(list(rows["prompt"]), list(rows["answer"])),
-        "settings": {name: getattr(args, name) for name in names},
+        "settings": settings,
     }
     kept = Path(args.output_dir) / "candidates.jsonl"
     if not (open_run(args.output_dir, identity, kind="evaluation") and kept.exists()):
-        engine = load_engine("transformers", model=policy, tokenizer=tokenizer, batch_size=args.generation_batch_size)
         options = SamplingOptions(args.max_completion_length, args.temperature, seed=args.seed)
         groups = engine.generate([Prefix(prompt) for prompt in rows["prompt"]], args.num_samples, options)
         sampled = [
@@ -177,12 +197,62 @@ def _sample(
                 "problem_id": str(i),
                 "prompt": row["prompt"],
                 "answer": row["answer"],
-                "candidates": [c.text for c in group],
+                "candidates": [{"completion": c.text, "num_tokens": c.num_tokens} for c in group],
             }
             for i, (row, group) in enumerate(zip(rows, groups, strict=True))
         ]
         write_rows(kept, make_pool(sampled, args.answer_how, args.split_how, name="The sampled candidates").rows())
     return read_candidates(kept, args.answer_how, args.split_how)
+
+
+def _search(
+    args: ScriptArguments,
+    rows: Dataset,
+    engine: RolloutEngine,
+    prm: tuple[str, str],
+    pool: CandidatePool,
+    scores: dict[str, list],
+    task: ArithmeticTask | None,
+) -> list[dict[str, Any]]:
+    """Points of beam search and DVTS, found once and kept, and of best of n from the pool, by the same PRM."""
+    name, path = prm
+    kept = Path(args.output_dir) / "search" / "points.json"
+    scorer = ProcessRewardModel.from_pretrained(path)
+    identity = {
+        "prm": weights_fingerprint(scorer.model),
+        "aggregation": args.aggregation,
+        "budgets": args.search_budgets,
+    }
+    if not (open_run(kept.parent, identity, kind="search") and kept.exists()):
+        found = search_curve(
+            engine,
+            scorer,
+            list(rows["prompt"]),
+            list(rows["answer"]),
+            SamplingOptions(args.max_completion_length, args.temperature, seed=args.seed),
+            args.search_budgets,
+            answer_how=args.answer_how,
+            aggregation=args.aggregation,
+            split_how=args.split_how,
+            is_well_formed=task.is_well_formed if task else None,
+        )
+        write_atomically(kept, json.dumps([point._asdict() for point in found]) + "\n")
+    sizes = [2**k for k in range(pool.num_candidates.bit_length())]
+    of_pool = best_of_n_curve(
+        aggregated_scores(scores[name], args.aggregation).tolist(), pool.is_correct.tolist(), pool.num_tokens, sizes
+    )
+    return [
+        {
+            "method": method.replace("_", " "),
+            "n": n,
+            "num_tokens": tokens,
+            **dict(zip(("accuracy", "low", "high"), accuracy, strict=True)),
+        }
+        for method, n, accuracy, tokens, _ in [
+            *of_pool,
+            *(tuple(point.values()) for point in json.loads(kept.read_text("utf-8"))),
+        ]
+    ]
 
 
 def _score(
@@ -214,21 +284,27 @@ def _score(
     return found
 
 
-def _step_metrics(task: ArithmeticTask, pool: CandidatePool, step_scores: list) -> dict[str, float | int]:
+def _step_metrics(task: ArithmeticTask, pool: CandidatePool, step_scores: list) -> dict[str, Any]:
     """What the scores say of single steps, against the task's own exact checker."""
     judged = [(i, j) for i, of_problem in enumerate(step_scores) for j, s in enumerate(of_problem) if s is not None]
     prompts, steps = [pool.prompts[i] for i, _ in judged], [pool.steps[i][j] for i, j in judged]
     scores = [step_scores[i][j] for i, j in judged]
     is_right = [task.check_steps(prompt, of_one) for prompt, of_one in zip(prompts, steps, strict=True)]
     is_prefix_right = [[all(of_one[: k + 1]) for k in range(len(of_one))] for of_one in is_right]
-    accuracy, num_pairs = step_pair_accuracy(prompts, steps, scores, is_prefix_right)
-    found = first_error_f1(scores, is_right)
+    pair_accuracy, _ = step_pair_accuracy(prompts, steps, scores, is_prefix_right)
+    # One half of the problems chooses the threshold for the other.
+    halves = ("chosen on" if i < pool.num_problems // 2 else "measured on" for i, _ in judged)
+    rows = [
+        JudgedRow(str(k), prompt, of_one, [float(right) for right in verdicts], half)
+        for k, (prompt, of_one, verdicts, half) in enumerate(zip(prompts, steps, is_right, halves, strict=True))
+    ]
+    found = measure_judged_rows(rows, scores, threshold_on="chosen on")["measured on"].first_errors
     return {
-        "step_pair_accuracy": accuracy,
-        "num_step_pairs": num_pairs,
-        "first_error_f1": found.f1,
-        "found_first_error": found.accuracy_erroneous,
-        "found_no_error": found.accuracy_correct,
+        "step_pair_accuracy": pair_accuracy,
+        "first_error_f1": list(found.f1),
+        "error_found": found.accuracy_erroneous.mean,
+        "no_error_seen": found.accuracy_correct.mean,
+        "threshold": found.threshold,
     }
 
 

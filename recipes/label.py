@@ -39,7 +39,7 @@ from trl_erprm.arguments import (
     process_state,
 )
 from trl_erprm.labeling.report import format_report, relabel_run, write_report
-from trl_erprm.manifest import weights_fingerprint
+from trl_erprm.manifest import weight_files_fingerprint, weights_fingerprint
 from trl_erprm.rollout import RolloutEngine, load_engine
 
 RELABEL_OPTIONS = ("interval_level", "eta_criterion", "eta_validation_share")
@@ -127,22 +127,28 @@ def load_rollout_engine(
 ) -> tuple[RolloutEngine, str]:
     """The engine, and the name of its policy, by which a run knows it again."""
     name, further = model_args.model_name_or_path, script_args.engine_kwargs or {}
-    if script_args.engine != "transformers":  # the model is not in this process, or not in our hands: its name must do
+    if script_args.engine != "transformers":
         tokenizer = None
         if name or script_args.engine == "vllm":  # to an endpoint without a tokenizer go prompts as text
             tokenizer = load_tokenizer(check_model_name(model_args), revision=model_args.model_revision)
         if script_args.engine == "vllm":
             further = {"dtype": model_args.dtype or "auto", "revision": model_args.model_revision, **further}
-            return load_engine("vllm", model=name, tokenizer=tokenizer, **further), f"vllm {name}"
+            policy_name = f"vllm {name_of_weights(name, model_args.model_revision)}"
+            return load_engine("vllm", model=name, tokenizer=tokenizer, **further), policy_name
         served = {"base_url": script_args.endpoint_url, "model": script_args.endpoint_model}
-        return (
-            load_engine("endpoint", **served, tokenizer=tokenizer, **further),
-            f"endpoint {script_args.endpoint_model}",
-        )
+        policy_name = f"endpoint {name_of_weights(script_args.endpoint_model)}"
+        return load_engine("endpoint", **served, tokenizer=tokenizer, **further), policy_name
     model, tokenizer = load_policy(model_args, device=device)
     further = {"batch_size": script_args.generation_batch_size, **further}
-    policy_name = f"{name} ({weights_fingerprint(model)})"
+    policy_name = f"{name} ({weights_fingerprint(model)})"  # whatever the revision: these weights
     return load_engine("transformers", model=model, tokenizer=tokenizer, **further), policy_name
+
+
+def name_of_weights(name: str, revision: str = "main") -> str:
+    """Name of weights that are not loaded in this process: with a fingerprint of the files if they are on this machine."""
+    if fingerprint := weight_files_fingerprint(name):
+        return f"{name} ({fingerprint})"
+    return name if revision == "main" else f"{name}@{revision}"
 
 
 if __name__ == "__main__":

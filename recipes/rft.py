@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import stages
+from peft import get_peft_model
 from rich.console import Console
+from transformers import set_seed
 
 from trl_erprm import ProcessReward, RFTConfig, RFTTrainer
 from trl_erprm.arguments import (
@@ -25,6 +27,7 @@ from trl_erprm.arguments import (
 )
 from trl_erprm.evaluation.plots import plot_rft_iterations
 from trl_erprm.evaluation.report import rft_table
+from trl_erprm.policy.shared_base import share_base
 
 
 @dataclass
@@ -33,6 +36,12 @@ class ScriptArguments:
     aggregation: str = field(default="min", metadata={"help": "How step scores become one number (paper: min)."})
     split_how: str = field(default="newline", metadata={"help": "How completions are split into steps."})
     scoring_batch_size: int = field(default=32, metadata={"help": "Completions the PRM scores at once."})
+    share_base: bool = field(
+        default=False,
+        metadata={
+            "help": "Load the PRM, an adapter of the policy's base model, onto the policy: one copy of the base."
+        },
+    )
     task: str | None = field(
         default=None,
         metadata={
@@ -61,11 +70,18 @@ def main(argv: list[str] | None = None) -> None:
         if not script_args.prm_path:
             raise ValueError(stages.missing("prm_path", "rft"))
         prompts, held_out = load_prompts(data_args, script_args.split_how)
-    policy, tokenizer = load_policy(model_args)
+    policy, tokenizer = load_policy(model_args, training_args.trust_remote_code)
 
     # Build
+    peft_config, prm = get_peft_config(model_args), script_args.prm_path
+    if script_args.share_base:
+        if peft_config is None:
+            raise ValueError("`share_base` puts two adapters on one base model, got no `use_peft`. Set it.")
+        set_seed(training_args.seed)  # the adapter's first weights
+        policy, peft_config = get_peft_model(policy, peft_config), None
+        prm = share_base(policy, prm)
     reward = ProcessReward(
-        script_args.prm_path,
+        prm,
         aggregation=script_args.aggregation,
         split_how=script_args.split_how,
         answer_how=training_args.answer_how,
@@ -79,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=prompts,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
 
     # Train

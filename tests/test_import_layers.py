@@ -42,6 +42,7 @@ LAYERS: list[tuple[str, int]] = [
     ("evaluation.intervals", 0),
     ("evaluation.curves", 0),
     ("evaluation.paired", 0),
+    ("evaluation.step_metrics", 0),
     ("evaluation.step_pairs", 0),
     # runs on disk, data, the embedded task, arguments, engines
     ("manifest", 1),

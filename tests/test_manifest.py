@@ -1,6 +1,8 @@
 import copy
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +10,15 @@ import pytest
 import torch
 
 from trl_erprm import manifest
-from trl_erprm.manifest import JsonlStore, content_hash, open_run, weights_fingerprint, write_atomically
+from trl_erprm.manifest import (
+    JsonlStore,
+    content_hash,
+    finish_run,
+    open_run,
+    weight_files_fingerprint,
+    weights_fingerprint,
+    write_atomically,
+)
 
 CONFIG = {"num_rollouts": 16, "sampling": {"temperature": 1.0, "stop": ["\n\n"]}}
 
@@ -256,3 +266,37 @@ def test_weights_fingerprint_sees_a_change_in_a_large_matrix_alone():
         same[0].weight += 1e-3 * torch.randn(1500, 1500)
     assert weights_fingerprint(model) != weights_fingerprint(same)
     assert weights_fingerprint(model) != weights_fingerprint(torch.nn.Sequential(model[1], model[0]))
+
+
+def test_weight_files_fingerprint_names_the_weights_and_not_the_directory(tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    data = bytearray(random.Random(0).randbytes(5_000_000))
+    (first / "model.safetensors").write_bytes(data)
+    (first / "config.json").write_text("{}")
+    name = weight_files_fingerprint(first)
+    copied = shutil.copytree(first, tmp_path / "copy", copy_function=shutil.copyfile)
+    (copied / "config.json").write_text("{ }")
+    assert weight_files_fingerprint(copied) == name
+    # as large, and a stretch of it changed
+    for start in (0, 2_345_678, 4_980_000):
+        changed = data.copy()
+        changed[start : start + 20_000] = bytes(20_000)
+        (copied / "model.safetensors").write_bytes(changed)
+        assert weight_files_fingerprint(copied) != name, start
+    (copied / "model.safetensors").write_bytes(data)
+    (copied / "model-2.safetensors").write_bytes(b"")
+    assert weight_files_fingerprint(copied) != name
+    (first / "model.safetensors").unlink()
+    assert weight_files_fingerprint(first) is weight_files_fingerprint(tmp_path / "missing") is None
+
+
+def test_a_finished_run_is_still_that_run(tmp_path):
+    open_run(tmp_path, {"a": 1}, kind="label")
+    before = json.loads((tmp_path / "manifest.json").read_text())
+    finish_run(tmp_path, results={"seconds": 1.5})
+    finish_run(tmp_path, results={"seconds": 2.5})
+    after = json.loads((tmp_path / "manifest.json").read_text())
+    assert after.pop("results") == {"seconds": 2.5} and after.pop("finished") >= before["started"]
+    assert after == before
+    assert open_run(tmp_path, {"a": 1}, kind="label")

@@ -2,6 +2,7 @@
 
     output_dir/
       manifest.json       kind and config of the run, package versions, start time      [`open_run`]
+                          what it came to and cost, once it is finished                 [`finish_run`]
       rollouts-0.jsonl    results, appended batch by batch                              [`JsonlStore`]
 
 A run that was killed is started again with the same command: [`open_run`] finds its own manifest and says so, the
@@ -24,14 +25,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonlStore", "content_hash", "open_run", "weights_fingerprint", "write_atomically"]
+__all__ = [
+    "JsonlStore",
+    "content_hash",
+    "finish_run",
+    "open_run",
+    "weight_files_fingerprint",
+    "weights_fingerprint",
+    "write_atomically",
+]
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 
-RECORDED_PACKAGES = ("trl-erprm", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm")
+RECORDED_PACKAGES = (
+    "trl-erprm", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "scipy", "math-verify"
+)  # fmt: skip
 """Distributions whose versions a manifest holds: those that can change a result."""
+
+WEIGHT_FILES = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "adapter_model.bin", "consolidated*.pth")
 
 _ABSENT = object()
 
@@ -93,6 +106,37 @@ def weights_fingerprint(model: Any, most: int = 4096) -> str:
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // most)]
         digest.update(sample.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weight_files_fingerprint(directory: str | os.PathLike, most: int = 1 << 20) -> str | None:
+    """A short name for the weights of a checkpoint that is not loaded here, from its files.
+
+    Of each file at most `most` bytes are read, in blocks evenly spread over it. Neither the directory's name nor the
+    times of the files count, so that a copy has the same name.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            A local checkpoint.
+        most (`int`, *optional*, defaults to `1 << 20`):
+            Bytes to read of each file.
+
+    Returns:
+        `str` or `None`: 16 hexadecimal digits; None if the directory holds no weights (or is none).
+    """
+    paths = sorted(path for pattern in WEIGHT_FILES for path in Path(directory).glob(pattern))
+    if not paths:
+        return None
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        block = 4096
+        stride = max(block, size // max(1, most // block))
+        with open(path, "rb") as file:
+            for start in range(0, size, stride):
+                file.seek(start)
+                digest.update(file.read(block))
     return digest.hexdigest()[:16]
 
 
@@ -191,6 +235,20 @@ def open_run(output_dir: str | os.PathLike, config: Mapping[str, Any], kind: str
     }
     write_atomically(manifest_path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return False
+
+
+def finish_run(output_dir: str | os.PathLike, **found: Any) -> None:
+    """Notes in the manifest when the run was last finished, and what it came to: no part of its identity.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Directory of the run.
+        **found:
+            Plain JSON values by name, for example counts and seconds. They replace those of the same name.
+    """
+    path = Path(output_dir) / MANIFEST_NAME
+    manifest = {**_read_manifest(path), "finished": datetime.now(UTC).isoformat(timespec="seconds"), **found}
+    write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 class JsonlStore:

@@ -1,14 +1,13 @@
 """
 Train a tiny policy with PPO for four steps on completions that are given, and save it.
 
-    train_ppo.py <model folder> <output folder> <batch size of each process> <accumulation steps> <adapters> <options>
-        <checkpoint>
+    train_ppo.py <model folder> <output folder> <batch size of each process> <accumulation steps> <adapters>
+        <critic folder> <checkpoint>
 
-`adapters` is "lora" or "full"; `options` are further arguments of the configuration, as JSON; a `checkpoint` is resumed
-from. Completions are given, because two processes sample others than one does.
+`adapters` is "lora" or "full". Without a critic folder the critic begins as the policy; a checkpoint is resumed from.
+Completions are given, because two processes sample others than one does.
 """
 
-import json
 import os
 import sys
 
@@ -52,15 +51,15 @@ def rollout(prompts, trainer):
     return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
 
-def main(
+def train(
     model_folder: str,
     output_folder: str,
     batch_size: str,
     accumulation_steps: str,
     adapters: str,
-    options: str = "{}",
+    critic_folder: str = "",
     checkpoint: str = "",
-) -> None:
+) -> tuple[ProcessPPOTrainer, dict]:
     arguments = ProcessPPOConfig(
         output_dir=output_folder,
         use_cpu=True,
@@ -77,11 +76,13 @@ def main(
         gamma=0.99,
         logging_steps=1,
         save_steps=2,
+        activation_checkpointing=adapters == "lora",  # without, DDP looks for unused parameters
+        eval_on_start=True,
+        per_device_eval_batch_size=2,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
         shuffle_dataset=False,
-        **json.loads(options),
     )
 
     trainer = ProcessPPOTrainer(
@@ -89,15 +90,19 @@ def main(
         reward_funcs=[ProcessReward(ScriptedPRM(), answer_how="arithmetic"), outcome],
         args=arguments,
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS]),
+        eval_dataset=Dataset.from_list([{"prompt": prompt} for prompt in list(COMPLETIONS)[:4]]),
         rollout_func=rollout,
+        critic=critic_folder or None,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if adapters == "lora" else None,
     )
     trainer.train(resume_from_checkpoint=checkpoint or None)
     trainer.save_model()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     result = {name: [entry.get(name) for entry in history] for name in ("loss", "grad_norm", *METRICS)}
-    finish(trainer, result)
+    result["eval_reward"] = [entry["eval_reward"] for entry in trainer.state.log_history if "eval_reward" in entry]
+    result["eval_reward"].append(trainer.evaluate()["eval_reward"])
+    return trainer, result
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    finish(*train(*sys.argv[1:]))

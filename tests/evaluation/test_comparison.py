@@ -16,9 +16,9 @@ from trl_erprm.evaluation.comparison import (
     aggregated_scores,
     calibrate_scorers,
     compare_scorers,
-    pairs_at,
+    headline_pairs,
 )
-from trl_erprm.evaluation.curves import best_of_n_curve
+from trl_erprm.evaluation.curves import best_of_n_curves
 from trl_erprm.evaluation.paired import bootstrap_interval, mcnemar
 from trl_erprm.evaluation.report import comparison_table
 from trl_erprm.prm.aggregation import AGGREGATIONS
@@ -73,7 +73,7 @@ def test_every_curve_is_that_of_the_pure_functions(compared):
 def test_intervals_are_over_problems(compared):
     pool, step_scores, metrics = compared
     curve = metrics["scorers"]["good"]["aggregations"]["min"]["best_of_n"]
-    per_problem = best_of_n_curve(aggregated_scores(step_scores["good"], "min"), pool.is_correct)
+    per_problem = best_of_n_curves(aggregated_scores(step_scores["good"], "min"), pool.is_correct)
     for n, num_disjoint in ((1, 5), (2, 2), (5, 1)):
         expected = clustered_interval(per_problem[:, n - 1], num_disjoint)
         found = [curve[key][n - 1] for key in ("accuracy", "low", "high")]
@@ -92,16 +92,16 @@ def test_pairs(compared):
     assert len(metrics["pairs"]) == 5 * len(AGGREGATIONS)
     scores = {name: aggregated_scores(of_scorer, "mean") for name, of_scorer in step_scores.items()}
     for n in (2, 5):
-        pair = pairs_at(metrics, "mean", n)[0]
+        pair = headline_pairs(metrics | {"aggregation": "mean"}, n)[0]
         every, first = (
-            {name: best_of_n_curve(s, pool.is_correct, rule)[:, n - 1] for name, s in scores.items()}
+            {name: best_of_n_curves(s, pool.is_correct, rule)[:, n - 1] for name, s in scores.items()}
             for rule in ("all_subsets", "first_n")
         )
         expected = bootstrap_interval(every["good"] - every["chance"], num_resamples=200)
         assert [pair[key] for key in ("difference", "low", "high")] == pytest.approx(list(expected))
         test = mcnemar(first["good"], first["chance"])
         assert [pair[key] for key in test._fields] == list(test)
-    at_most = pairs_at(metrics, "min", 5)[0]
+    at_most = headline_pairs(metrics)[0]
     good, chance = (metrics["scorers"][name]["aggregations"]["min"]["best_of_n"] for name in ("good", "chance"))
     assert at_most["difference"] == pytest.approx(good["accuracy"][-1] - chance["accuracy"][-1])
     assert at_most["difference"] > 0
@@ -114,9 +114,27 @@ def test_options_reach_the_numbers():
     for changes in ({"num_resamples": 51}, {"max_subsets": 21}, {"seed": 1}):
         changed = compare_scorers(pool, step_scores, **{"num_resamples": 50, "max_subsets": 20, **changes})
         assert changed["pairs"] != base["pairs"], changes
-    other = compare_scorers(pool, step_scores, "softmin(0.5)", ["softmin(0.5)", "last"], num_resamples=50)
+    other = compare_scorers(pool, step_scores, "softmin(0.5)", aggregations=["softmin(0.5)", "last"], num_resamples=50)
     assert list(other["scorers"]["good"]["aggregations"]) == ["softmin(0.5)", "last"]
     assert other["aggregation"] == "softmin(0.5)"
+
+
+def test_a_scorer_with_an_aggregation_of_its_own(compared):
+    pool, step_scores, _ = compared
+    metrics = compare_scorers(pool, step_scores, own_aggregations={"chance": "last"}, num_resamples=50)
+    assert [metrics["scorers"][name]["aggregation"] for name in ("good", "chance")] == ["min", "last"]
+    curves = {
+        "good": metrics["scorers"]["good"]["aggregations"]["min"]["best_of_n"],
+        "chance": metrics["scorers"]["chance"]["aggregations"]["last"]["best_of_n"],
+        MAJORITY: metrics["majority"],
+    }
+    pairs = headline_pairs(metrics)
+    assert {pair["aggregation"] for pair in pairs} == {"own"} and len(pairs) == 5
+    for pair in pairs[:3]:
+        first, second = (curves[pair[side]]["accuracy"][-1] for side in ("first", "second"))
+        assert pair["difference"] == pytest.approx(first - second)
+    plain = compare_scorers(pool, step_scores, own_aggregations={"chance": "min"}, num_resamples=50)
+    assert {pair["aggregation"] for pair in plain["pairs"]} == set(AGGREGATIONS)
 
 
 def test_metrics_are_plain_json(compared):
@@ -164,6 +182,7 @@ def test_calibration_of_a_perfect_and_of_a_hopeful_scorer():
     assert found["perfect"]["calibration_error"] < 0.05
     assert found["hopeful"]["calibration_error"] == pytest.approx(0.3, abs=0.05)
     assert found["entropic"]["calibration_error"] == pytest.approx(found["perfect"]["calibration_error"])
+    assert [found[name]["eta"] for name in ("perfect", "entropic", "hard")] == [None, 2.0, None]
     assert found["hard"] == found["perfect"]  # no other probability is known of a hard label
     assert found["perfect"]["min_on_last"] is None  # a solution of one step says nothing about it
     assert sum(of_bin["num_items"] for of_bin in found["perfect"]["bins"]) == 150 * 8
@@ -182,6 +201,8 @@ def test_unbounded_scores_have_no_calibration():
     [
         ({"step_scores": {}}, "`step_scores` must hold at least one scorer, got none"),
         ({"aggregation": "mean", "aggregations": ["min"]}, "`aggregation` must be one of those compared, 'min', got"),
+        ({"own_aggregations": {"good": "best"}}, "must be one of those compared, 'min', .*got 'best'"),
+        ({"own_aggregations": {"god": "last"}}, "`own_aggregations` must be one of 'good', 'chance', got 'god'"),
         ({"aggregations": ["minimum"]}, "`how` must be one of 'min'.*got 'minimum'"),
         ({"step_scores": {"x": [[[0.1]] * 5]}}, "x must hold one row for each of 20 problems, got 1"),
     ],
@@ -204,7 +225,7 @@ def test_table(compared):
     assert (
         rows[0][1] == f"{100 * good['accuracy'][-1]:.1f} [{100 * good['low'][-1]:.1f}, {100 * good['high'][-1]:.1f}]"
     )
-    pair = next(p for p in pairs_at(metrics, "min", 5) if (p["first"], p["second"]) == ("good", MAJORITY))
+    pair = next(p for p in headline_pairs(metrics) if (p["first"], p["second"]) == ("good", MAJORITY))
     assert rows[0][2].startswith(f"{100 * pair['difference']:+.1f} [") and rows[0][3] == f"{pair['p_value']:.3f}"
     assert "Best of 5 by min" in text and "20 problems" in text and "…" not in text
 

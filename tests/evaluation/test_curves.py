@@ -10,7 +10,7 @@ import pytest
 
 from trl_erprm.evaluation import curves
 from trl_erprm.evaluation.best_of_n import best_of_n_per_problem, majority_per_problem, pass_at_n_per_problem
-from trl_erprm.evaluation.curves import best_of_n_curve, majority_curves, pass_at_n_curve
+from trl_erprm.evaluation.curves import best_of_n_curves, majority_curves, pass_at_n_curves
 
 
 def naive_choice(scores, subset):
@@ -68,7 +68,7 @@ def test_equal_naive_loops(seed, rule):
     scores, answers, is_correct = random_pool(seed)
     ones = [[1.0] * len(row) for row in answers]
     best = [naive_curve(lambda s, r=r: naive_choice(r, s), c, rule) for r, c in zip(scores, is_correct, strict=True)]
-    np.testing.assert_allclose(best_of_n_curve(scores, is_correct, rule), best, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(best_of_n_curves(scores, is_correct, rule), best, rtol=0, atol=1e-14)
     for weights, found in (
         (ones, majority_curves(answers, is_correct, rule=rule)[0]),
         (scores, majority_curves(answers, is_correct, [ones, scores], rule)[1]),
@@ -79,17 +79,17 @@ def test_equal_naive_loops(seed, rule):
         ]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
     oracle = [naive_curve(lambda s, c=c: next((i for i in s if c[i]), None), c, rule) for c in is_correct]
-    np.testing.assert_allclose(pass_at_n_curve(is_correct, rule), oracle, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(pass_at_n_curves(is_correct, rule), oracle, rtol=0, atol=1e-14)
 
 
 def test_columns_are_the_functions_of_one_n():
     scores, answers, is_correct = random_pool(9, num_candidates=9)
     for n in (1, 4, 9):
         column = (slice(None), n - 1)
-        assert best_of_n_curve(scores, is_correct)[column] == pytest.approx(
+        assert best_of_n_curves(scores, is_correct)[column] == pytest.approx(
             best_of_n_per_problem(scores, is_correct, n)
         )
-        assert pass_at_n_curve(is_correct)[column] == pytest.approx(pass_at_n_per_problem(is_correct, n))
+        assert pass_at_n_curves(is_correct)[column] == pytest.approx(pass_at_n_per_problem(is_correct, n))
         assert majority_curves(answers, is_correct)[0][column] == pytest.approx(
             majority_per_problem(answers, is_correct, n)
         )
@@ -117,9 +117,9 @@ def test_real_scores_equal_a_naive_loop(shared_data):
                 naive_curve(lambda s, r=r: naive_choice(r, s), c, "first_n")
                 for r, c in zip(scores, is_correct, strict=True)
             ]
-            assert best_of_n_curve(scores, is_correct, "first_n").tolist() == expected
+            assert best_of_n_curves(scores, is_correct, "first_n").tolist() == expected
             # with all 32 candidates both rules are one
-            assert best_of_n_curve(scores, is_correct)[:, -1].tolist() == [curve[-1] for curve in expected]
+            assert best_of_n_curves(scores, is_correct)[:, -1].tolist() == [curve[-1] for curve in expected]
             votes = [
                 float(c[naive_vote(a, w, range(32))]) for a, w, c in zip(answers, scores, is_correct, strict=True)
             ]
@@ -128,7 +128,7 @@ def test_real_scores_equal_a_naive_loop(shared_data):
 
 def test_worked_by_hand():
     # ranks 0.9 right, 0.5 wrong, 0.1 right: of two, the best is among {0.9 x} in 2 of 3 subsets, else 0.5
-    assert best_of_n_curve([[0.1, 0.9, 0.5]], [[1, 1, 0]])[0] == pytest.approx([2 / 3, 2 / 3, 1.0])
+    assert best_of_n_curves([[0.1, 0.9, 0.5]], [[1, 1, 0]])[0] == pytest.approx([2 / 3, 2 / 3, 1.0])
     # 0.2 + 0.2 for "7" against 0.3 for "5": only all three together outvote it
     found = majority_curves([["7", "5", "7"]], [[0, 1, 0]], weights=[[[0.2, 0.3, 0.2]], [[0.2, 0.5, 0.2]]])
     assert found[:, 0] == pytest.approx(np.array([[1 / 3, 2 / 3, 0.0], [1 / 3, 2 / 3, 1.0]]))
@@ -183,7 +183,7 @@ def test_more_of_a_good_scorer_is_better_and_the_oracle_is_never_beaten(seed):
     generator = np.random.default_rng(seed)
     is_correct = generator.random((40, 16)) < 0.4
     scores = is_correct + generator.normal(0, 0.5, is_correct.shape)
-    curve, oracle = best_of_n_curve(scores, is_correct), pass_at_n_curve(is_correct)
+    curve, oracle = best_of_n_curves(scores, is_correct), pass_at_n_curves(is_correct)
     assert (curve <= oracle + 1e-12).all()
     assert (np.diff(oracle, axis=1) >= -1e-12).all()
     assert curve[:, -1].mean() > curve[:, 0].mean() + 0.2
@@ -192,11 +192,11 @@ def test_more_of_a_good_scorer_is_better_and_the_oracle_is_never_beaten(seed):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: best_of_n_curve([[0.1]], [[True]], rule="first"), "`rule` must be one of 'all_subsets', 'first_n'"),
-        (lambda: pass_at_n_curve([[True]], rule="all"), "`rule` must be one of"),
+        (lambda: best_of_n_curves([[0.1]], [[True]], rule="first"), "`rule` must be one of 'all_subsets', 'first_n'"),
+        (lambda: pass_at_n_curves([[True]], rule="all"), "`rule` must be one of"),
         (lambda: majority_curves([["1"]], [[True]], rule="all"), "`rule` must be one of"),
         (lambda: majority_curves([["1"]], [[True]], max_subsets=0), "`max_subsets` must be at least 1, got 0"),
-        (lambda: best_of_n_curve([[0.1, 0.2]], [[True]]), "same shape, got 1 problems x 2 candidates and 1 x 1"),
+        (lambda: best_of_n_curves([[0.1, 0.2]], [[True]]), "same shape, got 1 problems x 2 candidates and 1 x 1"),
         (lambda: majority_curves([["1", "2"]], [[True]]), "`answers` and `is_correct` must have the same shape"),
         (lambda: majority_curves([["1"]], [[True]], [[[0.1, 0.2]]]), "`weights` and `is_correct` must have the same"),
         (
@@ -204,7 +204,7 @@ def test_more_of_a_good_scorer_is_better_and_the_oracle_is_never_beaten(seed):
             "`weights` must be finite and at least 0, got -0.2 in row 1, candidate 1",
         ),
         (lambda: majority_curves([["1"]], [[True]], [[[math.inf]]]), "got inf in row 0, candidate 0"),
-        (lambda: best_of_n_curve([[0.1], [0.1, 0.2]], [[True], [True]]), "got 1 at row 0 and 2 at row 1"),
+        (lambda: best_of_n_curves([[0.1], [0.1, 0.2]], [[True], [True]]), "got 1 at row 0 and 2 at row 1"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.test_comparison import make_rows
 from trl_erprm.evaluation import html_report as module
-from trl_erprm.evaluation.comparison import MAJORITY, calibrate_scorers, compare_scorers, pairs_at
+from trl_erprm.evaluation.comparison import MAJORITY, calibrate_scorers, compare_scorers, headline_pairs
 from trl_erprm.evaluation.html_report import html_report, write_report
 
 pytest.importorskip("matplotlib")
@@ -54,12 +54,12 @@ def metrics():
     metrics["calibration"] = calibrate_scorers(pool, step_scores)
     metrics["steps"] = {
         "good": {"step_pair_accuracy": 0.875, "num_step_pairs": 1234},
-        "chance": {"first_error_f1": 0.5},
+        "chance": {"first_error_f1": [0.5, 0.4, 0.6]},
     }
     metrics["search"] = [
-        {"method": "best of n", "num_tokens": 100.0, "accuracy": 0.5, "low": 0.4, "high": 0.6},
-        {"method": "best of n", "num_tokens": 400.0, "accuracy": 0.6, "low": 0.5, "high": 0.7},
-        {"method": "beam search", "num_tokens": 300.0, "accuracy": 0.7, "low": 0.6, "high": 0.8},
+        {"method": "best of n", "n": 4, "num_tokens": 100.0, "accuracy": 0.5, "low": 0.4, "high": 0.6},
+        {"method": "best of n", "n": 4, "num_tokens": 400.0, "accuracy": 0.6, "low": 0.5, "high": 0.7},
+        {"method": "beam search", "n": 8, "num_tokens": 300.0, "accuracy": 0.7, "low": 0.6, "high": 0.8},
     ]
     metrics["settings"] = {"candidates": "pool.jsonl"}
     return metrics
@@ -68,7 +68,7 @@ def metrics():
 def test_files_and_their_content(metrics, tmp_path):
     page = write_report(metrics, tmp_path / "out", "A title")
     assert page == tmp_path / "out" / "report.html"
-    plots = {"best_of_n_min.png", "best_of_n_mean.png", "weighted_vote_min.png", "reliability.png", "search.png"}
+    plots = {"best_of_n.png", "best_of_n_mean.png", "weighted_vote.png", "reliability.png", "search.png"}
     assert {path.name for path in page.parent.iterdir()} == {"report.html", "metrics.json", *plots}
     for name in plots:
         assert (page.parent / name).read_bytes()[:4] == b"\x89PNG"
@@ -95,7 +95,7 @@ def test_tables_show_the_numbers(metrics):
     curve = metrics["scorers"]["good"]["aggregations"]["min"]["best_of_n"]
     mean, low, high = (f"{100 * curve[key][-1]:.1f}" for key in ("accuracy", "low", "high"))
     assert first[1][1] == f"{mean} % {low} – {high}"
-    pair = pairs_at(metrics, "min", 5)[0]
+    pair = headline_pairs(metrics)[0]
     row = next(row for row in page.rows if row[0] == "good− chance")
     assert row[1].startswith(f"{100 * pair['difference']:+.1f} ")
     assert row[2].endswith(f"{pair['only_first']} : {pair['only_second']}")
@@ -110,8 +110,16 @@ def test_sections_are_there_where_their_numbers_are(metrics):
     optional = {"Step by step": "steps", "Calibration": "calibration", "Search against best of n": "search"}
     everything = Page(html_report(metrics, {}))
     assert set(optional) <= set(everything.headings)
-    assert ["good", "0.875", "1,234", "–"] in everything.rows and ["chance", "–", "–", "0.500"] in everything.rows
-    assert ["beam search", "300", "70.0 % 60.0 % – 80.0 %"] in everything.rows
+    with_eta = json.loads(json.dumps(metrics))
+    with_eta["calibration"]["good"]["eta"] = 2.0
+    assert "good eta 2 taken back" in [row[0] for row in Page(html_report(with_eta, {})).rows]
+    assert ["good", "0.875", "1,234", "–"] in everything.rows and [
+        "chance",
+        "–",
+        "–",
+        "0.500 0.400 – 0.600",
+    ] in everything.rows
+    assert ["beam search", "8", "300", "70.0 % 60.0 % – 80.0 %"] in everything.rows
     for heading, key in optional.items():
         without = Page(html_report({k: v for k, v in metrics.items() if k != key}, {}))
         assert heading not in without.headings
@@ -181,6 +189,17 @@ def test_a_scorer_without_votes(metrics):
     changed["pairs"] = [pair for pair in changed["pairs"] if pair["first"] != "chance, weighted vote"]
     rows = [row for row in Page(html_report(changed, {})).rows if row[0] == "chance" and len(row) == 3 and row[2]]
     assert rows[1] == ["chance"] + ["–"] * 2
+
+
+def test_a_scorer_with_an_aggregation_of_its_own(metrics, tmp_path):
+    changed = json.loads(json.dumps(metrics))
+    changed["scorers"]["chance"]["aggregation"] = "mean"
+    text = write_report(changed, tmp_path).read_text("utf-8")
+    assert "by min of its step scores. chance: by mean." in text
+    row = next(row for row in Page(text).rows if row[0] == "chance")
+    curve = metrics["scorers"]["chance"]["aggregations"]["mean"]["best_of_n"]
+    assert row[1].startswith(f"{100 * curve['accuracy'][-1]:.1f} %")
+    assert {"best_of_n.png", "best_of_n_min.png", "best_of_n_mean.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_one_scorer_alone(tmp_path):

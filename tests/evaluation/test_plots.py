@@ -294,7 +294,7 @@ def comparison(num_candidates=4, scorers=("a", "b")):
         "random": {"accuracy": 0.5},
         "majority": {"accuracy": [v - 0.05 for v in curve]},
         "oracle": {"accuracy": [v + 0.05 for v in curve]},
-        "scorers": {name: {"aggregations": of_scorer} for name in scorers},
+        "scorers": {name: {"aggregation": "min", "aggregations": of_scorer} for name in scorers},
     }
 
 
@@ -326,6 +326,14 @@ def test_accuracy_curves(figures, tmp_path, votes):
     assert lines["oracle (pass@n)"].get_ydata() == pytest.approx([55, 65, 75, 85])
     assert figure.texts[0].get_text() == f"{'Weighted vote' if votes else 'Best of n'}, mean of the step scores"
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
+
+
+def test_a_scorer_by_its_own_aggregation(figures, tmp_path):
+    metrics = comparison()
+    metrics["scorers"]["b"] = metrics["scorers"]["b"] | {"aggregation": "mean"}
+    plot_accuracy_curves(metrics, tmp_path / "plot.png")
+    plot_accuracy_curves(metrics, tmp_path / "plot.png", "min")
+    assert list(lines_of(figures[0]))[3:] == ["a", "b (mean)"] and list(lines_of(figures[1]))[3:] == ["a", "b"]
 
 
 @pytest.mark.parametrize("scorers", [["one"], [f"a reward model of name {i:02}" for i in range(20)]])

@@ -13,7 +13,7 @@ from tests.rollout.test_transformers_engine import make_model, make_tokenizer
 from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, label_interval, monte_carlo, rollouts
 from trl_erprm.labeling.intervals import is_narrow_enough
 from trl_erprm.manifest import content_hash
-from trl_erprm.rollout import load_engine
+from trl_erprm.rollout import PrefixTooLongError, load_engine
 
 ADAPTIVE = replace(CONFIG, num_rollouts=32, label_tolerance=0.4, rollouts_per_round=4, eta=2.0)
 GIVEN = [{"prompt": f"p{i}", "completions": ["a", f"b{i % 3}", "#1"]} for i in range(20)]
@@ -192,12 +192,12 @@ class TestTooLong:
     class Engine(ScriptedEngine):
         """Its context window is 6 characters."""
 
+        num_named = None  # all; a server names one at a time
+
         def generate(self, prefixes, *args, **kwargs):
-            for index, prefix in enumerate(prefixes):
-                if len(prefix.prompt + prefix.completion) > 6:
-                    raise ValueError(
-                        f"Prefix {index} has 9 tokens, and at most 6 fit: the context window of 6 tokens."
-                    )
+            long = [i for i, prefix in enumerate(prefixes) if len(prefix.prompt + prefix.completion) > 6]
+            if long:
+                raise PrefixTooLongError("They must fit into the window of 6.", long[: self.num_named])
             return super().generate(prefixes, *args, **kwargs)
 
     GIVEN = [
@@ -206,18 +206,22 @@ class TestTooLong:
         {"prompt": "r", "completions": ["a", "#1"]},
     ]
 
-    def test_are_skipped_and_counted(self, tmp_path, caplog):
-        labeler = MonteCarloLabeler(self.Engine(), CONFIG)
+    @pytest.mark.parametrize("num_named", [None, 1])
+    def test_are_skipped_and_counted(self, tmp_path, caplog, monkeypatch, num_named):
+        monkeypatch.setattr(self.Engine, "num_named", num_named)
+        first = self.Engine()
+        labeler = MonteCarloLabeler(first, replace(CONFIG, prefixes_per_chunk=10))
         result = labeler.label(rows(*self.GIVEN), tmp_path)
         assert result["labels"][:] == [[1.0, 1.0, 1.0], [1.0, None, None, 1.0], [1.0, 1.0]]
         assert result["num_rollouts"][1] == [4, 0, 0, 1]
         assert labeler.summary["num_skipped_prefixes"] == 2
+        assert len(first.samples) == 4 * 4  # nothing is sampled twice
         assert "2 prefixes and 0 prompts are too long for the context window" in caplog.text
         # Not asked for again.
         again = self.Engine()
         assert MonteCarloLabeler(again, CONFIG).label(rows(*self.GIVEN), tmp_path).to_list() == result.to_list()
         assert again.calls == []
-        with pytest.raises(ValueError, match="the context window of 6 tokens"):
+        with pytest.raises(PrefixTooLongError, match="must fit into the window of 6"):
             config = replace(CONFIG, skip_long_prefixes=False)
             MonteCarloLabeler(self.Engine(), config).label(rows(*self.GIVEN), tmp_path)
 
@@ -229,7 +233,7 @@ class TestTooLong:
 
     def test_or_an_error_with_the_rows(self):
         config = replace(CONFIG, skip_long_prefixes=False, prefixes_per_chunk=10)
-        with pytest.raises(ValueError, match="the context window of 6 tokens") as caught:
+        with pytest.raises(PrefixTooLongError, match="must fit into the window of 6") as caught:
             MonteCarloLabeler(self.Engine(), config).label(rows(*self.GIVEN))
         assert "come from the rows [1, 1, 0, 0, 1, 2]" in caught.value.__notes__[0]
 
@@ -249,7 +253,7 @@ class TestTooLong:
         with pytest.raises(ValueError, match="got 0 empty ones, and 1 prompts too long for the context window"):
             labeler().label(rows({"prompt": "too long"}))
 
-    def test_the_message_of_the_real_engine_is_understood(self):
+    def test_with_a_real_engine(self):
         one = load_engine("transformers", model=make_model(), tokenizer=make_tokenizer(), batch_size=8)
         window = one.model.config.max_position_embeddings
         given = [{"prompt": "1+1=", "completions": [step, "#1"]} for step in ("1", "1" * window, "2")]
@@ -259,9 +263,9 @@ class TestTooLong:
     def test_other_errors_are_not_swallowed(self):
         class Refusing:
             def generate(self, prefixes, num_samples, options, first_sample=0):
-                raise ValueError("Prefix 0 has no tokens")
+                raise ValueError("Prefix 0 must be another for the context window")  # whatever the words
 
-        with pytest.raises(ValueError, match="Prefix 0 has no tokens"):
+        with pytest.raises(ValueError, match="Prefix 0 must be another"):
             MonteCarloLabeler(Refusing(), CONFIG).label(rows(*self.GIVEN))
 
 

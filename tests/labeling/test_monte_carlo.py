@@ -24,6 +24,12 @@ CONFIG = LabelingConfig(num_rollouts=4, verify_how="arithmetic", max_new_tokens=
 INF = math.inf
 
 
+def untimed(lines: bytes) -> list[str]:
+    """Records without what differs from run to run."""
+    records = map(json.loads, lines.splitlines())
+    return [json.dumps({name: value for name, value in r.items() if name != "seconds"}) for r in records]
+
+
 class ScriptedEngine:
     """Gives, for each prefix text, the completions of a table in turn; records every call and every sample."""
 
@@ -259,8 +265,13 @@ class TestDirectory:
             == result.to_list()
         )
         assert json.loads((tmp_path / "run" / "summary.json").read_text()) == labeler.summary
-        config = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
+        manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+        config, versions = manifest["config"], manifest["versions"]
         assert config["policy_name"] == "policy@main" and config["num_rollouts"] == 4 and "eta" not in config
+        assert config["seed"] == 0 and versions.keys() >= {"python", "torch", "transformers", "trl", "scipy"}
+        assert manifest["engine"] == {"engine": "BernoulliEngine"} and manifest["started"] <= manifest["finished"]
+        assert manifest["results"].items() <= labeler.summary.items()
+        assert {"num_rollouts", "num_tokens", "num_solution_tokens", "seconds"} <= manifest["results"].keys()
 
     @pytest.mark.parametrize("fail_after", [0, 1, 5, 10])
     def test_an_interrupted_run_continues_and_pays_nothing_twice(self, tmp_path, fail_after):
@@ -289,6 +300,36 @@ class TestDirectory:
         assert labeler.summary["num_rollouts"] == 21 * 4
         assert labeler.summary["num_new_rollouts"] == len(second.samples)
 
+    def test_seconds_and_rates_are_those_of_all_calls(self, monkeypatch, tmp_path):
+        """A clock that each engine call puts forward by 2 seconds: 11 calls, of which 5 before the interruption."""
+        now = 100.0
+        monkeypatch.setattr(rollouts, "perf_counter", lambda: now)
+
+        class Timed(BernoulliEngine):
+            left = 5
+
+            def generate(self, *args, **kwargs):
+                nonlocal now
+                if not self.left:
+                    raise KeyboardInterrupt
+                self.left -= 1
+                now += 2.0
+                return super().generate(*args, **kwargs)
+
+        engine = Timed(lambda prefix: 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            MonteCarloLabeler(engine, CONFIG).label(rows(*self.GIVEN), tmp_path)
+        now += 1000.0  # between the calls
+        engine.left = 11
+        labeler = MonteCarloLabeler(engine, CONFIG)
+        labeler.label(rows(*self.GIVEN), tmp_path)
+        assert labeler.summary["seconds"] == 22.0 and labeler.summary["rollouts_per_second"] == 84 / 22
+        assert labeler.summary["num_new_rollouts"] == 84 - 5 * 2 * 4
+        engine.left = 11
+        labeler = MonteCarloLabeler(engine, CONFIG)
+        labeler.label(rows(*self.GIVEN))  # nothing stored
+        assert labeler.summary["seconds"] == 22.0
+
     def test_killed_while_writing(self, tmp_path):
         """A record of which only a part was written is computed again."""
         expected = MonteCarloLabeler(self.engine(), CONFIG).label(rows(*self.GIVEN), tmp_path)
@@ -299,14 +340,14 @@ class TestDirectory:
             engine = self.engine()
             assert MonteCarloLabeler(engine, CONFIG).label(rows(*self.GIVEN), tmp_path).to_list() == expected.to_list()
             assert len(engine.samples) == 4 * (21 - whole[:cut].count(b"\n"))
-            assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+            assert sorted(untimed(path.read_bytes())) == sorted(untimed(whole))
 
     def test_a_finished_run_samples_nothing_and_eta_is_free(self, tmp_path):
         first = MonteCarloLabeler(self.engine(), CONFIG).label(rows(*self.GIVEN), tmp_path)
         engine = self.engine()
         labeler = MonteCarloLabeler(engine, replace(CONFIG, eta=-3.0, prefixes_per_chunk=100))
         again = labeler.label(rows(*self.GIVEN), tmp_path)
-        assert engine.samples == [] and labeler.summary["rollouts_per_second"] == 0
+        assert engine.samples == [] and labeler.summary["num_new_rollouts"] == 0
         assert again.to_list() == relabel(first, -3.0).to_list() != first.to_list()
         stored = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
         assert stored == again.to_list()
@@ -510,7 +551,7 @@ class TestReport:
         labeler = MonteCarloLabeler(engine, CONFIG)
         labeler.label(rows({"prompt": "p", "completions": ["a", "b"]}, {"prompt": "p", "completions": ["#1"]}))
         summary = dict(labeler.summary)
-        assert summary.pop("seconds") > 0 and summary.pop("rollouts_per_second") > 0
+        assert summary.pop("seconds_of_call") > summary.pop("seconds") > 0 and summary.pop("rollouts_per_second") > 0
         assert summary == {
             "num_solutions": 2, "num_distinct_solutions": 2, "num_unanswered_solutions": 1, "num_empty_solutions": 0,
             "num_prefixes": 1, "num_unique_prefixes": 1, "num_labelled_prefixes": 1, "num_skipped_prefixes": 0,

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tests.tiny import prm_trainer, randomize_head, save_base
 from trl_erprm import ProcessReward
+from trl_erprm.data import load_rows, to_prompt_rows
 from trl_erprm.policy.guards import StepGuards
 from trl_erprm.policy.hacking_report import LEAST_GAIN, hacking_report, main, suggested_guards
 from trl_erprm.policy.perturbations import FILLER, PERTURBATIONS, join_as, perturb
@@ -55,6 +56,9 @@ class TestPerturbations:
     )  # fmt: skip
     def test_where_nothing_can_be_changed(self, name, text):
         assert perturb(name, text, SCORES[: text.count("\n") + 1]) is None
+
+    def test_where_steps_would_not_be_split_as_meant(self):
+        assert perturb("filler", TEXT, SCORES, filler="two\nlines") is None
 
     @pytest.mark.parametrize("split_how", SPLIT_MODES)
     def test_in_every_mode_the_steps_are_split_as_meant(self, split_how):
@@ -239,6 +243,28 @@ class TestSuggestedGuards:
             suggested_guards(["", "\n"])
 
 
+def test_suggested_guards_on_real_solutions(shared_data):
+    """GSM8K: read off 1,000 solutions, applied to the next 1,000 (the figures of docs/process-rewards.md)."""
+    rows = load_rows(dataset_path=shared_data / "gsm8k" / "train.jsonl").select(range(2000))
+    solutions = to_prompt_rows(rows)["solution"]
+    guards = suggested_guards(solutions[:1000])
+
+    def share_rejected(texts):
+        violations = [guards.violation(step_texts(text)) for text in texts if text is not None]
+        return np.mean([violation is not None for violation in violations])
+
+    def perturbed(name):
+        return [perturb(name, text, [0.5] * len(step_texts(text))) for text in solutions[1000:]]
+
+    assert share_rejected(solutions[1000:]) == 0
+    assert {name: share_rejected(perturbed(name)) for name in ("merge_all", "merge_all_but_last", "repeat_each")} == {
+        "merge_all": 1, "merge_all_but_last": 1, "repeat_each": 1
+    }  # fmt: skip
+    assert share_rejected(perturbed("empty_steps")) == pytest.approx(0.77, abs=0.005)
+    assert share_rejected(perturbed("skip_worst")) == pytest.approx(0.27, abs=0.005)
+    assert share_rejected(perturbed("split_each")) == pytest.approx(0.03, abs=0.005)
+
+
 def test_print():
     report = report_of([TEXT, "1+1=2\n#5", ""], aggregations=["mean", "min"], guards=StepGuards(credit_fillers=False))
     file = io.StringIO()
@@ -305,6 +331,25 @@ class TestCommandLine:
         self.run(path, prm_path, "--max_steps", "2", "--aggregations", "min", "--answer_how", "arithmetic")
         text = " ".join(capsys.readouterr().out.split())
         assert "the guards reject 2 as they are: {'max_steps': 2}" in text and "mean, mean score" not in text
+
+    def test_how_rows_are_read(self, prm_path, tmp_path, capsys, monkeypatch):
+        seen = []
+
+        class Recording(TablePRM):
+            def score(self, prompts, steps, batch_size, none_if_too_long):
+                seen.append((list(prompts), [list(of_one) for of_one in steps], batch_size))
+                return super().score(prompts, steps, batch_size, none_if_too_long)
+
+        load = "trl_erprm.policy.process_reward.ProcessRewardModel.from_pretrained"
+        monkeypatch.setattr(load, lambda path: Recording())
+        rows = [{"prompt": "p", "completions": ["a\nb", "#1"], "labels": [1.0, 1.0]}]
+        rows += [{"prompt": "q\n", "completions": ["c", "#2"], "labels": [1.0, 1.0]}]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options = ["--prompt_suffix", "\n", "--split_how", "blank_line", "--batch_size", "7", "--filler", "well"]
+        self.run(path, prm_path, *options, "--num_solutions", "0")
+        assert seen[0] == (["p\n", "q\n"], [["a\nb", "#1"], ["c", "#2"]], 7)
+        assert ["a\nb", "well", "#1"] in seen[1][1]
 
     def test_exit_code_says_whether_something_pays_with_the_guards(self, prm_path, tmp_path, capsys, monkeypatch):
         path = tmp_path / "rows.jsonl"

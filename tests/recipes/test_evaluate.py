@@ -236,8 +236,9 @@ class TestEmbeddedTask:
         assert (metrics["num_problems"], metrics["num_candidates"]) == (12, 4)
         assert list(metrics["scorers"]) == list(metrics["steps"]) == list(metrics["calibration"]) == ["er", "soft"]
         for of_prm in metrics["steps"].values():
-            assert 0 <= of_prm["step_pair_accuracy"] <= 1 and of_prm["num_step_pairs"] > 0
-            assert 0 <= of_prm["first_error_f1"] <= 1
+            assert 0 <= of_prm["step_pair_accuracy"] <= 1
+            assert of_prm["first_error_f1"][1] <= of_prm["first_error_f1"][0] <= of_prm["first_error_f1"][2]
+        assert {point["method"] for point in metrics["search"]} == {"best of n", "beam search", "dvts"}
         rows = read_jsonl(directory / "candidates.jsonl")
         right = [c["is_correct"] for row in rows for c in row["candidates"]]
         assert len(right) == 48 and np.mean(right) == pytest.approx(metrics["random"]["accuracy"])
@@ -281,6 +282,12 @@ class TestEmbeddedTask:
         class State:
             is_main_process, device = False, "cpu"
 
+        def prepare(root, seed, last):
+            State.is_main_process = True  # as a trainer leaves it, which was told of no other process
+            return prepared
+
+        prepared = modules["stages"].prepare(None, 0, "")
+        monkeypatch.setattr(modules["stages"], "prepare", prepare)
         monkeypatch.setattr(modules["evaluate"], "process_state", State)
         assert evaluate(arguments) == {}
         assert not (tmp_path / "evaluation").exists()

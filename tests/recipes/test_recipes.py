@@ -8,15 +8,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from tests.rollout.servers import StubServer
-from tests.tiny import prm_trainer, save_base
+from tests.tiny import CAUSAL, prm_trainer, save_base
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import StrictParser
 from trl_erprm.rollout.transformers_engine import TransformersEngine
@@ -358,14 +360,11 @@ class TestRFT:
         assert (tmp_path / "run" / "rft" / "iterations.png").read_bytes()[:4] == b"\x89PNG"
         assert (tmp_path / "run" / "rft" / "model.safetensors").exists()
         record = json.loads((tmp_path / "run" / "rft" / "iteration-1" / "metrics.json").read_text())
-        samples = read_jsonl(tmp_path / "run" / "rft" / "iteration-1" / "samples-0.jsonl")
-        assert len(samples) == 32 and record["num_selected"] + record["num_without_candidate"] == 32
-        rewards = read_jsonl(tmp_path / "run" / "rft" / "iteration-1" / "samples_rewards-0.jsonl")
-        for sample, scored in zip(samples, rewards, strict=True):  # malformed solutions do not compete
-            assert sample["index"] == scored["index"]
+        samples = pq.read_table(tmp_path / "run" / "rft" / "iteration-1" / "samples.parquet").to_pylist()
+        assert len(samples) == 32 * 8 and record["num_selected"] + record["num_without_candidate"] == 32
+        for sample in samples:  # malformed solutions do not compete
             prompt = task.problems("train")[sample["index"]]
-            for text, reward in zip(sample["completions"], scored["rewards"], strict=True):
-                assert (reward is None) or task.is_well_formed(prompt, text.splitlines())
+            assert sample["score"] is None or task.is_well_formed(prompt, sample["completion"].splitlines())
 
     def test_without_arguments(self, recipes, tmp_path, monkeypatch):
         """No arguments are the config of the embedded task; its outputs go under the current directory."""
@@ -399,14 +398,33 @@ class TestRFT:
              "--output_dir", str(tmp_path / "rft"), "--num_iterations", "1", "--num_samples", "8",
              "--max_completion_length", "200", "--max_length", "512", "--num_train_epochs", "1", *FAST]
         )  # fmt: skip
-        samples = read_jsonl(tmp_path / "rft" / "iteration-1" / "samples-0.jsonl")
-        assert [len(sample["completions"]) for sample in samples] == [8] * len(GSM8K_ROWS)
+        samples = pq.read_table(tmp_path / "rft" / "iteration-1" / "samples.parquet").to_pylist()
+        assert [sample["index"] for sample in samples] == [i for i in range(len(GSM8K_ROWS)) for _ in range(8)]
 
     def test_prm_path_is_needed(self, recipes, tiny_policy, tmp_path):
         prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n", "answer": "2"}])
         with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
             arguments = ["--model_name_or_path", tiny_policy[1], "--dataset_path", prompts]
             recipes["rft"].main([*arguments, "--output_dir", str(tmp_path / "rft"), *FAST])
+
+
+    def test_one_base_for_policy_and_prm(self, recipes, tiny_policy, tmp_path):
+        """`share_base`: both are adapters; the policy's alone is saved."""
+        task, policy = tiny_policy
+        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        row = {"prompt": "1+1\n", "completions": ["1+1=2"], "labels": [1.0]}
+        prm_trainer(policy, tmp_path / "prm", [row], peft_config=lora, **CAUSAL).save_model()
+        prompts = write_jsonl(tmp_path / "prompts.jsonl", task.dataset("train", 6).to_list())
+        arguments = [
+            "--model_name_or_path", policy, "--prm_path", str(tmp_path / "prm"), "--dataset_path", prompts,
+            "--output_dir", str(tmp_path / "rft"), "--num_iterations", "1", "--num_samples", "4", "--share_base",
+            "true", "--max_completion_length", "20", "--answer_how", "arithmetic", *FAST,
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="`share_base` puts two adapters on one base model, got no `use_peft`"):
+            recipes["rft"].main(arguments)
+        recipes["rft"].main([*arguments, "--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"])
+        saved = {path.name for path in (tmp_path / "rft").iterdir()}
+        assert "adapter_model.safetensors" in saved and not {"model.safetensors", "process_reward_model"} & saved
 
 
 class Parsed(Exception):
@@ -435,6 +453,8 @@ def parse(recipes, monkeypatch, tmp_path):
 class TestConfigs:
     def test_there_are_some(self):
         assert {path.stem for path in CONFIGS} >= {"label", "prm", "rft"} <= set(NAMES)
+        files = {f"{path.parent.name}/{path.name}" for path in CONFIGS}
+        assert files >= {"gsm8k/rft-qwen2.5-1.5b-lora.yaml", "metamath/rft-mistral-7b-zero3.yaml"}
 
     @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
     def test_each_parses_with_its_recipe(self, parse, path, recipes):

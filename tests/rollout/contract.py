@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trl_erprm.rollout import Completion, Prefix, RolloutEngine, SamplingOptions
+from trl_erprm.rollout import Completion, Prefix, PrefixTooLongError, RolloutEngine, SamplingOptions
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<end>", "<user>", "<assistant>"]
 CHARACTERS = list("0123456789+-*=#abcdefghijklmnopqrstuvwxyz \n")
@@ -186,8 +186,10 @@ class EngineContract:
     def test_a_prefix_that_does_not_fit(self, engine):
         long = Prefix("1" * (WINDOW - 12))  # and a begin-of-sequence token
         assert len(engine.generate([Prefix("1" * (WINDOW - 13))], 1, options())[0]) == 1
-        with pytest.raises(ValueError, match=f"Prefix 1 has {WINDOW - 11} tokens, and at most {WINDOW - 12} fit"):
-            engine.generate([Prefix("1"), long], 1, options())
+        message = rf"Prefix 1 has {WINDOW - 11} tokens, and at most {WINDOW - 12} fit: .* \(1 other prefixes do not"
+        with pytest.raises(PrefixTooLongError, match=message) as caught:
+            engine.generate([Prefix("1"), long, Prefix("2"), long], 1, options())
+        assert caught.value.indices == [1, 3]
 
     def test_bad_requests(self, engine):
         with pytest.raises(ValueError, match="`num_samples` must be a whole number from 1 up, got 0"):

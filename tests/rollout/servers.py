@@ -89,6 +89,8 @@ class StubServer:
             Seconds after which it is not held back any longer.
         port (`int`, *optional*, defaults to `0`):
             Where to listen; 0 takes a free one.
+        models (`list[dict]`, *optional*):
+            What it says that it serves. Without it there is no such path.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class StubServer:
         num_together: int = 1,
         patience: float = 2.0,
         port: int = 0,
+        models: list[dict] | None = None,
     ):
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
@@ -112,6 +115,14 @@ class StubServer:
 
             def log_message(self, *args: object) -> None:
                 pass
+
+            def do_GET(self) -> None:
+                is_known = models is not None and self.path == "/v1/models"
+                data = json.dumps({"object": "list", "data": models} if is_known else {"error": "no such path"})
+                self.send_response(200 if is_known else 404)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data.encode())
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

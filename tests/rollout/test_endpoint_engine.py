@@ -12,9 +12,9 @@ from tokenizers import processors
 
 from tests.rollout.contract import USER, make_tokenizer
 from tests.rollout.servers import StubServer, free_port, stub_answer, text_of
-from trl_erprm.rollout import Completion, Prefix, SamplingOptions, load_engine
+from trl_erprm.rollout import Completion, Prefix, PrefixTooLongError, SamplingOptions, load_engine
 from trl_erprm.rollout.endpoint_engine import EndpointEngine
-from trl_erprm.rollout.engine import sample_keys
+from trl_erprm.rollout.engine import description_of, sample_keys
 from trl_erprm.rollout.rendering import request_seed
 
 OPTIONS = SamplingOptions(8)
@@ -327,8 +327,10 @@ class TestContextWindow:
 
         prefixes = [*PREFIXES[:2], Prefix("1" * 31)]
         with StubServer(refuse_third) as stub:
-            with pytest.raises(ValueError, match="Prefix 2 and `max_new_tokens`=8 must fit .* got status 400 from"):
+            expected = "Prefix 2 and `max_new_tokens`=8 must fit .* got status 400 from"
+            with pytest.raises(PrefixTooLongError, match=expected) as caught:
                 engine_for(stub, max_concurrency=1).generate(prefixes, 1, OPTIONS)
+            assert caught.value.indices == [2]
             with pytest.raises(ValueError, match=r"Prefix 0 \(32 tokens\) and `max_new_tokens`=8 must fit"):
                 engine_for(stub, tokenizer=make_tokenizer()).generate([Prefix("1" * 31)], 1, OPTIONS)
         assert len(stub.bodies) == 4  # nothing is tried again
@@ -343,7 +345,8 @@ class TestContextWindow:
                 [[completion]] = engine_for(stub).generate(PREFIXES[:1], 1, OPTIONS)
             assert completion == Completion("abc", used, "length")
         with StubServer(lambda number, body: length(6)) as stub:
-            with pytest.raises(ValueError, match="Prefix 0 and .*, got an answer that was cut off after 6 tokens"):
+            message = "Prefix 0 and .*, got an answer that was cut off after 6 tokens"
+            with pytest.raises(PrefixTooLongError, match=message):
                 engine_for(stub).generate(PREFIXES[:1], 1, OPTIONS)
 
     def test_it_is_checked_before_anything_is_sent(self, engine_for):
@@ -355,6 +358,28 @@ class TestContextWindow:
             ):
                 engine.generate([Prefix("1"), Prefix("1" * 12)], 1, OPTIONS)
         assert len(stub.bodies) == 1
+
+
+def test_what_the_servers_say_of_the_model_is_described(engine_for):
+    """Of vLLM's answer: what lasts. One server has no list, and one is not there."""
+    listed = [
+        {"id": "other", "root": "/other"},
+        {
+            "id": "policy",
+            "root": "/models/policy-7b",
+            "max_model_len": 4096,
+            "created": 1,
+            "permission": [{"id": "x"}],
+        },
+    ]
+    with StubServer(models=listed) as one, StubServer() as two:
+        away = f"http://127.0.0.1:{free_port()}/v1"
+        found = description_of(engine_for(one, two, away))
+        assert not one.bodies and not two.bodies
+    assert found["engine"] == "EndpointEngine" and found["model"] == "policy"
+    assert found["servers"][one.url] == {"id": "policy", "root": "/models/policy-7b", "max_model_len": 4096}
+    assert found["servers"][two.url].startswith("HTTPStatusError: ") and "404" in found["servers"][two.url]
+    assert found["servers"][away].startswith("ConnectError: ")
 
 
 class TestFieldsThatAreRefused:

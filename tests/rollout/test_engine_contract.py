@@ -10,6 +10,7 @@ import pytest
 from tests.rollout.contract import PREFIXES, WINDOW, EngineContract, make_tokenizer, options, save_policy
 from tests.rollout.servers import transformers_server
 from trl_erprm.rollout import load_engine
+from trl_erprm.rollout.engine import description_of
 
 # `transformers serve` samples, and sets the checkpoint's own defaults aside, only if it is told so.
 SAMPLE = {"generation_config": '{"do_sample": true, "top_k": 0, "repetition_penalty": 1.0}'}
@@ -28,6 +29,10 @@ class TestTransformersEngine(EngineContract):
 
         model = AutoModelForCausalLM.from_pretrained(policy)
         return load_engine("transformers", model=model, tokenizer=make_tokenizer(), batch_size=5)
+
+    def test_description(self, engine, policy):
+        expected = {"engine": "TransformersEngine", "model": policy, "revision": None, "dtype": "float32"}
+        assert description_of(engine) == expected
 
 
 class TestEndpointEngineOnTransformersServe(EngineContract):
@@ -68,6 +73,9 @@ class TestEndpointEngineOnTransformersServe(EngineContract):
         bare = load_engine("endpoint", base_url=url, model=policy, extra_body=SAMPLE)
         texts = [prefix for prefix in PREFIXES if isinstance(prefix.prompt, str) and prefix.prompt]
         assert bare.generate(texts, 1, options(temperature=0)) == engine.generate(texts, 1, options(temperature=0))
+
+    def test_description(self, policy, url, engine):
+        assert description_of(engine)["servers"][url]["id"] == policy
 
     def test_a_wrong_name(self, url):
         with pytest.raises(ValueError, match="must accept the request, got status 400: Server is pinned to"):

@@ -4,7 +4,8 @@ import pytest
 
 from tests.rollout.contract import PREFIXES, WINDOW, EngineContract, make_tokenizer, options, save_policy
 from tests.rollout.servers import vllm_server
-from trl_erprm.rollout import Prefix, load_engine
+from trl_erprm.rollout import Prefix, PrefixTooLongError, load_engine
+from trl_erprm.rollout.engine import description_of
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: run `make test-vllm`")
 
@@ -29,6 +30,10 @@ class TestVLLMEngine(EngineContract):
             yield engine
             engine.llm.llm_engine.engine_core.shutdown()
 
+    def test_description(self, engine, policy):
+        expected = {"engine": "VLLMEngine", "model": policy, "dtype": "float32", "context_window": WINDOW}
+        assert description_of(engine).items() >= expected.items()
+
 
 class TestEndpointEngineOnVLLM(EngineContract):
     @pytest.fixture(scope="class")
@@ -44,6 +49,10 @@ class TestEndpointEngineOnVLLM(EngineContract):
             "endpoint", base_url=url, model=policy, tokenizer=make_tokenizer(), context_window=WINDOW, timeout=120
         )
 
+    def test_description(self, policy, url, engine):
+        served = description_of(engine)["servers"][url]
+        assert served["root"] == policy and served["max_model_len"] == WINDOW
+
     def test_several_samples_a_request(self, policy, url):
         def samples(*calls):
             engine = load_engine("endpoint", base_url=url, model=policy, samples_per_request=4, timeout=120)
@@ -57,8 +66,11 @@ class TestEndpointEngineOnVLLM(EngineContract):
     def test_the_window_is_known_to_the_server(self, policy, url):
         engine = load_engine("endpoint", base_url=url, model=policy, timeout=120)
         too_long = Prefix("1" * 200)
-        with pytest.raises(ValueError, match="Prefix 1 and `max_new_tokens`=12 must fit into the context window"):
+        message = "Prefix 1 and `max_new_tokens`=12 must fit into the context window"
+        with pytest.raises(PrefixTooLongError, match=message) as caught:
             engine.generate([PREFIXES[0], too_long], 1, options())
+        assert caught.value.indices == [1]
         almost = Prefix("1" * (WINDOW - 6))  # vLLM shortens what it may write
-        with pytest.raises(ValueError, match="Prefix 0 and `max_new_tokens`=100 must .* cut off after [1-6] tokens"):
+        message = "Prefix 0 and `max_new_tokens`=100 must .* cut off after [1-6] tokens"
+        with pytest.raises(PrefixTooLongError, match=message):
             engine.generate([almost], 8, options(100))

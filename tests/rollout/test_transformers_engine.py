@@ -31,7 +31,7 @@ from trl_erprm.rollout.shared_cache import (
     shared_prefix_attention,
     why_not_shareable,
 )
-from trl_erprm.rollout.transformers_engine import TransformersEngine, _uniform_numbers
+from trl_erprm.rollout.transformers_engine import TransformersEngine
 
 SPECIAL = ["<pad>", "<eos>", "<end>", "<user>", "<assistant>"]
 CHARACTERS = list("0123456789+-*=#abcdefghijklmnopqrstuvwxyz \n")
@@ -307,21 +307,6 @@ class TestDistribution:
         fix_logits(model, torch.full((len(VOCABULARY),), torch.nan))
         with pytest.raises(FloatingPointError, match="must give logits from which a token can be sampled, got nan"):
             TransformersEngine(model, tokenizer).generate([Prefix("1")], 2, options(2))
-
-
-def test_uniform_numbers():
-    """SplitMix64's published first outputs for the state 1234567, and uniformity over streams and positions."""
-    import numpy as np
-
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    drawn = _uniform_numbers(np.array([1234567], dtype=np.uint64), 4)
-    np.testing.assert_array_equal(drawn[0], [np.float32((n >> 40) * 2.0**-24) for n in expected])
-    u = _uniform_numbers(np.arange(1000, dtype=np.uint64), 1000)  # neighbouring keys
-    assert u.dtype == np.float32 and u.min() >= 0 and u.max() < 1
-    for axis in (0, 1):
-        assert np.abs(u.mean(axis=axis) - 0.5).max() < 4.5 * math.sqrt(1 / 12 / 1000)
-    assert abs(np.corrcoef(u[:, 0], u[:, 1])[0, 1]) < 0.15 and abs(np.corrcoef(u[0], u[1])[0, 1]) < 0.15
-    np.testing.assert_array_equal(_uniform_numbers(np.array([5], dtype=np.uint64), 3)[0], u[5, :3])
 
 
 class TestCheckpointDefaults:

@@ -7,7 +7,7 @@
 
 `problem_id` may be left out, and everything else that can be had from the rest: `steps` are split from `completion`,
 `extracted_answer` is read from it, `is_correct` is the comparison of that answer with `answer`. A candidate may be
-its completion alone, as text.
+its completion alone, as text; one with `num_tokens` says what it cost.
 
 **Step scores**, the same formats, a row a problem, a list a candidate and a number a step (`null`: not scored):
 
@@ -62,6 +62,7 @@ class CandidatePool:
         answers (`list[list[str | None]]`): final answers; `None` where none could be read.
         classes (`list[list[int | None]]`): the same number for answers of one problem that are equal by value.
         is_correct (`np.ndarray` of `bool`, shape `(P, M)`): verdicts; False, too, where there is no answer.
+        num_tokens (`list[list[int]]` or `None`): tokens that each candidate took, where the file says so.
         has_ids (`bool`): whether `problem_ids` are the file's.
         has_steps (`bool`): whether `steps` are the file's, so that step scores can be held against them.
     """
@@ -74,6 +75,7 @@ class CandidatePool:
     answers: list[list[str | None]]
     classes: list[list[int | None]]
     is_correct: np.ndarray
+    num_tokens: list[list[int]] | None
     has_ids: bool
     has_steps: bool
 
@@ -93,10 +95,14 @@ class CandidatePool:
                 "prompt": self.prompts[i],
                 "answer": self.references[i],
                 "candidates": [
-                    {"completion": text, "steps": steps, "extracted_answer": answer, "is_correct": bool(verdict)}
-                    for text, steps, answer, verdict in zip(
-                        self.completions[i], self.steps[i], self.answers[i], self.is_correct[i], strict=True
-                    )
+                    {
+                        "completion": self.completions[i][j],
+                        "steps": self.steps[i][j],
+                        "extracted_answer": self.answers[i][j],
+                        "is_correct": bool(self.is_correct[i, j]),
+                    }
+                    | ({} if self.num_tokens is None else {"num_tokens": self.num_tokens[i][j]})
+                    for j in range(self.num_candidates)
                 ],
             }
             for i in range(self.num_problems)
@@ -188,6 +194,7 @@ def make_pool(
         answers=columns["answers"],
         classes=[answer_classes(answers, answer_how) for answers in columns["answers"]],
         is_correct=is_correct,
+        num_tokens=None if any(None in of_problem for of_problem in columns["num_tokens"]) else columns["num_tokens"],
         has_ids=has_ids,
         has_steps=all(columns["has_steps"]),
     )
@@ -418,7 +425,8 @@ def _read_problem(problem: Mapping[str, Any], where: str, answer_how: str, split
             f"{', '.join(map(repr, problem))}."
         )
     reference = problem.get("answer")
-    read: dict[str, list] = {"completions": [], "steps": [], "answers": [], "is_correct": [], "has_steps": []}
+    names = ("completions", "steps", "answers", "is_correct", "num_tokens", "has_steps")
+    read: dict[str, list] = {name: [] for name in names}
     for index, candidate in enumerate(candidates):
         candidate = {"completion": candidate} if isinstance(candidate, str) else candidate
         which = f"{where}, candidate {index},"
@@ -445,6 +453,7 @@ def _read_problem(problem: Mapping[str, Any], where: str, answer_how: str, split
         read["steps"].append(steps if isinstance(steps, list) else step_texts(text, split_how))
         read["answers"].append(None if answer is None else str(answer))
         read["is_correct"].append(bool(verdict))
+        read["num_tokens"].append(candidate.get("num_tokens"))
         read["has_steps"].append(isinstance(steps, list))
     prompt = next((problem[key] for key in ("prompt", "question", "problem") if problem.get(key) is not None), None)
     return {
@@ -519,7 +528,7 @@ def _where(name: str, row: int, problem_id: Any) -> str:
 
 
 def _rows_named(pool: CandidatePool, rows: Sequence[int]) -> str:
-    names = [f"{row} {pool.problem_ids[row]}" if pool.has_ids else str(row) for row in rows]
+    names = [str(row) if pool.problem_ids[row] == str(row) else f"{row} {pool.problem_ids[row]}" for row in rows]
     return f"{'row' if len(rows) == 1 else 'rows'} {_listed(names)}"
 
 

@@ -3,9 +3,10 @@
 [`compare_scorers`] gives plain JSON: `metrics.json` is it, and the report shows it. [`calibrate_scorers`] adds how far
 step scores are from the success probabilities that these candidates show.
 
-    num_problems, num_candidates, aggregation, baseline, notes
+    num_problems, num_candidates, aggregation, notes
     random, majority, oracle                                  a curve each
-    scorers    name -> num_unscored, and for each aggregation best_of_n and weighted_majority, a curve each
+    scorers    name -> aggregation (its own), num_unscored, and for each of the aggregations best_of_n and
+               weighted_majority, a curve each
     pairs      first and second with aggregation: difference, low, high, only_first, only_second, p_value
 
 A *curve* has an item for every n = 1 .. M: `accuracy`, the mean over all subsets of n candidates, `low` and `high`,
@@ -13,7 +14,8 @@ its 95 % interval over problems, and `first_n`, the accuracy on the first n cand
 The `difference` of a pair is over all subsets, too, with its paired bootstrap interval; McNemar's test (`only_first`,
 `only_second`, `p_value`) needs one outcome a problem and takes the first n candidates.
 
-Pairs are: each scorer with each later one, each with majority vote, and each scorer's weighted majority with it.
+Pairs are: each scorer with each later one, each with majority vote, and each scorer's weighted majority with it; for
+each aggregation, and, where some scorer has one of its own, with each by its own (`aggregation` is "own" then).
 """
 
 import math
@@ -23,18 +25,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..choices import check_choice
 from ..prm.aggregation import AGGREGATIONS, aggregate, check_aggregation
 from .best_of_n import clustered_interval, sampled_accuracy
 from .calibration import measure_calibration
 from .candidates import CandidatePool, StepScores, check_step_scores, pool_notes
-from .curves import MAX_SUBSETS, best_of_n_curve, majority_curves, pass_at_n_curve
+from .curves import MAX_SUBSETS, best_of_n_curves, majority_curves, pass_at_n_curves
 from .paired import NUM_RESAMPLES, bootstrap_intervals, mcnemar
 
-__all__ = ["MAJORITY", "WEIGHTED", "aggregated_scores", "calibrate_scorers", "compare_scorers", "pairs_at"]
+__all__ = ["MAJORITY", "WEIGHTED", "aggregated_scores", "calibrate_scorers", "compare_scorers", "headline_pairs"]
 
 MAJORITY = "majority vote"
 WEIGHTED = "{scorer}, weighted vote"
 """What pairs call the two votes."""
+
+OWN = "own"
+"""Aggregation of pairs in which each scorer is aggregated in its own way."""
 
 
 class _Curve(NamedTuple):
@@ -48,6 +54,7 @@ def compare_scorers(
     pool: CandidatePool,
     step_scores: Mapping[str, StepScores],
     aggregation: str = "min",
+    own_aggregations: Mapping[str, str] | None = None,
     aggregations: Sequence[str] = AGGREGATIONS,
     num_resamples: int = NUM_RESAMPLES,
     max_subsets: int = MAX_SUBSETS,
@@ -62,6 +69,9 @@ def compare_scorers(
             Step scores of each scorer by its name, of the shape of the pool.
         aggregation (`str`, *optional*, defaults to `"min"`):
             The one that a report puts first; one of `aggregations`. Default: the paper's (arXiv 2412.11006).
+        own_aggregations (`Mapping[str, str]`, *optional*):
+            What stands first for single scorers instead, by name: an outcome model learnt the last score only, so
+            `{"outcome": "last"}`.
         aggregations (`Sequence[str]`, *optional*):
             How step scores become one number ([`aggregate`]); all six by default.
         num_resamples (`int`, *optional*, defaults to `2000`):
@@ -75,8 +85,8 @@ def compare_scorers(
         `dict`: plain JSON values, as the module describes them. Time and memory grow linearly with problems.
 
     Raises:
-        ValueError: if there is no scorer, two have one name, `aggregation` is not among `aggregations`, or step scores
-            do not fit the pool (with the name of the scorer and the row).
+        ValueError: if there is no scorer, an aggregation that is to stand first is not among `aggregations` or for no
+            scorer, or step scores do not fit the pool (with the name of the scorer and the row).
 
     Example:
 
@@ -96,11 +106,15 @@ def compare_scorers(
         raise ValueError("`step_scores` must hold at least one scorer, got none.")
     for how in aggregations:
         check_aggregation(how)
-    if aggregation not in aggregations:
-        raise ValueError(
-            f"`aggregation` must be one of those compared, {', '.join(map(repr, aggregations))}, got {aggregation!r}."
-        )
-    names = list(step_scores)
+    names, own_aggregations = list(step_scores), own_aggregations or {}
+    for how in (aggregation, *own_aggregations.values()):
+        if how not in aggregations:
+            raise ValueError(
+                f"`aggregation` must be one of those compared, {', '.join(map(repr, aggregations))}, got {how!r}."
+            )
+    for name in own_aggregations:
+        check_choice("own_aggregations", name, names)
+    own = {name: own_aggregations.get(name, aggregation) for name in names}
     scores = {
         name: {how: aggregated_scores(check_step_scores(of_scorer, pool, name), how) for how in aggregations}
         for name, of_scorer in step_scores.items()
@@ -123,11 +137,11 @@ def compare_scorers(
     ]
     majority, weighted = votes[0], dict(zip(voting, votes[1:], strict=True))
     best = {
-        (name, how): _Curve(*(best_of_n_curve(scores[name][how], correct, rule) for rule in _Curve._fields))
+        (name, how): _Curve(*(best_of_n_curves(scores[name][how], correct, rule) for rule in _Curve._fields))
         for name in names
         for how in aggregations
     }
-    oracle = _Curve(*(pass_at_n_curve(correct, rule) for rule in _Curve._fields))
+    oracle = _Curve(*(pass_at_n_curves(correct, rule) for rule in _Curve._fields))
 
     metrics: dict[str, Any] = {
         "num_problems": pool.num_problems,
@@ -142,6 +156,7 @@ def compare_scorers(
     }
     for name in names:
         metrics["scorers"][name] = {
+            "aggregation": own[name],
             "num_unscored": int(np.isnan(scores[name][aggregation]).sum()),
             "aggregations": {
                 how: {"best_of_n": _summary(best[name, how])}
@@ -149,18 +164,20 @@ def compare_scorers(
                 for how in aggregations
             },
         }
-    for how in aggregations:
-        sides: list[tuple[str, _Curve, str, _Curve]] = [
-            (first, best[first, how], second, best[second, how]) for first, second in combinations(names, 2)
-        ]
-        sides += [(name, best[name, how], MAJORITY, majority) for name in names]
+    families = {how: dict.fromkeys(names, how) for how in aggregations}
+    if len({aggregation, *own.values()}) > 1:
+        families[OWN] = own
+    for family, hows in families.items():
+        chosen = {name: best[name, how] for name, how in hows.items()}
+        sides = [(first, chosen[first], second, chosen[second]) for first, second in combinations(names, 2)]
+        sides += [(name, chosen[name], MAJORITY, majority) for name in names]
         sides += [
             (WEIGHTED.format(scorer=name), weighted[name, how], MAJORITY, majority)
-            for name in names
+            for name, how in hows.items()
             if (name, how) in weighted
         ]
         for first, one, second, other in sides:
-            pair = {"first": first, "second": second, "aggregation": how}
+            pair = {"first": first, "second": second, "aggregation": family}
             metrics["pairs"].append(pair | _difference(one, other, num_resamples, seed))
     return metrics
 
@@ -183,8 +200,9 @@ def calibrate_scorers(
             ([`success_probability`]). Scores of others are taken for probabilities as they are.
 
     Returns:
-        `dict`: by scorer the fields of [`~evaluation.calibration.Calibration`] as plain JSON, `bins` (of equal mass)
-        in place of the diagrams. A scorer whose scores leave [0, 1], or that scored nothing, is left out.
+        `dict`: by scorer the `eta` that was taken back, and fields of [`~evaluation.calibration.Calibration`] as plain
+        JSON, `bins` (of equal mass) in place of the diagrams. A scorer whose scores leave [0, 1], or that scored
+        nothing, is left out.
 
     Raises:
         ValueError: if step scores do not fit the pool, with the name of the scorer and the row.
@@ -217,6 +235,7 @@ def calibrate_scorers(
         measures = ("num_steps", "num_solutions", "mean_score", "mean_outcome", "calibration_error")
         on_last = found.min_on_last
         results[name] = {
+            "eta": eta,
             **{key: getattr(found, key) for key in (*measures, "calibration_error_if_perfect")},
             "outcome_brier": list(found.outcome_brier),
             "min_on_last": {"share": list(on_last.share), "chance": on_last.chance} if on_last.num_solutions else None,
@@ -241,22 +260,34 @@ def aggregated_scores(step_scores: StepScores, how: str) -> np.ndarray:
     )
 
 
-def pairs_at(metrics: Mapping[str, Any], aggregation: str, n: int) -> list[dict[str, Any]]:
-    """The pairs of one aggregation at one n: what [`compare_scorers`] has as lists, as numbers.
+def headline_pairs(metrics: Mapping[str, Any], n: int | None = None) -> list[dict[str, Any]]:
+    """The pairs that a report puts first, at one n: what [`compare_scorers`] has as lists, as numbers.
+
+    Args:
+        metrics (`Mapping[str, Any]`):
+            What [`compare_scorers`] gives.
+        n (`int`, *optional*):
+            Number of candidates; all of them if `None`.
+
+    Returns:
+        `list[dict]`: the pairs of the aggregation that stands first, or of each scorer by its own.
 
     Example:
 
     ```python
     >>> pair = {"first": "a", "second": "b", "aggregation": "min", "difference": [0.0, 0.1]}
-    >>> pairs_at({"pairs": [pair]}, "min", 2)
+    >>> headline_pairs({"aggregation": "min", "num_candidates": 2, "pairs": [pair]})
     [{'first': 'a', 'second': 'b', 'aggregation': 'min', 'difference': 0.1}]
 
     ```
     """
+    index = (metrics["num_candidates"] if n is None else n) - 1
+    families = {pair["aggregation"] for pair in metrics["pairs"]}
+    family = OWN if OWN in families else metrics["aggregation"]
     return [
-        {key: value[n - 1] if isinstance(value, list) else value for key, value in pair.items()}
+        {key: value[index] if isinstance(value, list) else value for key, value in pair.items()}
         for pair in metrics["pairs"]
-        if pair["aggregation"] == aggregation
+        if pair["aggregation"] == family
     ]
 
 

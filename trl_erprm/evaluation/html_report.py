@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .comparison import MAJORITY, pairs_at
+from .comparison import MAJORITY, headline_pairs
 from .paired import holm
 from .plots import plot_accuracy_curves, plot_reliability, plot_search
 
@@ -38,8 +38,8 @@ def write_report(metrics: Mapping[str, Any], output_dir: str | os.PathLike[str],
             What [`~evaluation.comparison.compare_scorers`] gives; and, where they are known, these sections:
 
             - `calibration`: by scorer, what [`~evaluation.comparison.calibrate_scorers`] gives.
-            - `steps`: by scorer, a dictionary of step-level measures, as name and number.
-            - `search`: points for [`~evaluation.plots.plot_search`].
+            - `steps`: by scorer, a dictionary of step-level measures: name and number, or its mean and interval.
+            - `search`: points for [`~evaluation.plots.plot_search`], each with its `n` (candidates or beams).
             - `settings`: name and value of what the run was given.
         output_dir (`str` or `os.PathLike`):
             Directory; made where it is missing. Other files in it stay.
@@ -72,8 +72,8 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
         metrics (`Mapping[str, Any]`):
             As for [`write_report`].
         images (`Mapping[str, bytes]`):
-            PNGs by name: `best_of_n_<aggregation>`, `weighted_vote_<aggregation>`, `reliability`, `search`. One that
-            is missing is left out.
+            PNGs by name: `best_of_n`, `weighted_vote`, `best_of_n_<aggregation>`, `reliability`, `search`. One that is
+            missing is left out.
         title (`str`, *optional*, defaults to `"Best of n"`):
             Heading of the page.
 
@@ -81,8 +81,8 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
         `str`: HTML, with the images inside. Equal input gives an equal page.
     """
     n, aggregation = metrics["num_candidates"], metrics["aggregation"]
-    others = [how for how in _aggregations(metrics) if how != aggregation]
-    pairs = pairs_at(metrics, aggregation, n)
+    owns = {name: scorer["aggregation"] for name, scorer in metrics["scorers"].items()}
+    exceptions = "".join(f" {_text(name)}: by {how}." for name, how in owns.items() if how != aggregation)
     body = [
         f"<h1>{_text(title)}</h1>",
         f"<p>{metrics['num_problems']:,} problems, {n} candidates each, {_listed(metrics['scorers'])}. Intervals are "
@@ -90,16 +90,16 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
         *(f'<p class="note">{_text(note)}</p>' for note in metrics["notes"]),
         _section(
             f"Best of {n}",
-            f"Accuracy when one of {n} candidates is chosen, by {aggregation} of its step scores.",
+            f"Accuracy when one of {n} candidates is chosen, by {aggregation} of its step scores.{exceptions}",
             _method_table(metrics),
-            _image(images, f"best_of_n_{aggregation}", "Accuracy against the number of candidates, for each scorer"),
+            _image(images, "best_of_n", "Accuracy against the number of candidates, for each scorer"),
         ),
         _section(
             "Which is better?",
             "Differences on the same candidates, in points. The interval is a paired bootstrap over problems; p is "
             "the exact McNemar test, raised (Holm) for the number of tests in its table. Where the interval holds 0, "
             "these problems do not tell the two apart.",
-            *_pair_tables(pairs),
+            *_pair_tables(headline_pairs(metrics)),
         ),
         _section(
             "Every aggregation",
@@ -107,7 +107,7 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
             _aggregation_table(metrics, "best_of_n", "Best of n"),
             _details(
                 "Best of n by the other aggregations",
-                *(_image(images, f"best_of_n_{how}", f"Accuracy by {how}") for how in others),
+                *(_image(images, f"best_of_n_{how}", f"Accuracy by {how}") for how in _aggregations(metrics)),
             ),
         ),
         _section(
@@ -115,7 +115,7 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
             "Each answer gets the sum of the scores of its candidates; answers that are equal in value share it. "
             f"Majority vote without weights: {_percent(metrics['majority']['accuracy'][-1])}.",
             _aggregation_table(metrics, "weighted_majority", "Weighted vote"),
-            _image(images, f"weighted_vote_{aggregation}", "Accuracy of weighted votes"),
+            _image(images, "weighted_vote", "Accuracy of weighted votes"),
         ),
         _size_tables(metrics),
         *_optional_sections(metrics, images),
@@ -129,23 +129,21 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
 
 
 def _draw(metrics: Mapping[str, Any], directory: Path) -> dict[str, Path]:
-    plots = {
-        f"best_of_n_{how}": plot_accuracy_curves(metrics, directory / f"best_of_n_{_file_name(how)}.png", how)
-        for how in _aggregations(metrics)
-    }
-    how = metrics["aggregation"]
-    if _has_votes(metrics):
-        path = directory / f"weighted_vote_{_file_name(how)}.png"
-        plots[f"weighted_vote_{how}"] = plot_accuracy_curves(metrics, path, how, votes=True)
+    plots = {"best_of_n": plot_accuracy_curves(metrics, directory / "best_of_n.png")}
+    if any(
+        "weighted_majority" in of_how for s in metrics["scorers"].values() for of_how in s["aggregations"].values()
+    ):
+        plots["weighted_vote"] = plot_accuracy_curves(metrics, directory / "weighted_vote.png", votes=True)
+    own = {scorer["aggregation"] for scorer in metrics["scorers"].values()}
+    for how in _aggregations(metrics):
+        if own != {how}:  # else it is the first plot
+            file_name = f"best_of_n_{re.sub(r'[^A-Za-z0-9.]+', '_', how).strip('_')}.png"  # softmin(0.5)
+            plots[f"best_of_n_{how}"] = plot_accuracy_curves(metrics, directory / file_name, how)
     if metrics.get("calibration"):
         plots["reliability"] = plot_reliability(metrics["calibration"], directory / "reliability.png")
     if metrics.get("search"):
         plots["search"] = plot_search(metrics["search"], directory / "search.png")
     return plots
-
-
-def _file_name(how: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", how).strip("_")  # softmin(0.5)
 
 
 def _readable_json(metrics: Mapping[str, Any]) -> str:
@@ -160,11 +158,10 @@ def _readable_json(metrics: Mapping[str, Any]) -> str:
 
 def _method_table(metrics: Mapping[str, Any]) -> str:
     """Scorers by accuracy, then what they are held against, with interval and bar."""
-    aggregation = metrics["aggregation"]
-    scorers = [
-        (name, [scorer["aggregations"][aggregation]["best_of_n"][key][-1] for key in ("accuracy", "low", "high")])
-        for name, scorer in metrics["scorers"].items()
-    ]
+    scorers = []
+    for name, scorer in metrics["scorers"].items():
+        curve = scorer["aggregations"][scorer["aggregation"]]["best_of_n"]
+        scorers.append((name, [curve[key][-1] for key in ("accuracy", "low", "high")]))
     scorers.sort(key=lambda entry: -entry[1][0])
     baselines = [
         (name, [metrics[key][end][-1] for end in ("accuracy", "low", "high")])
@@ -231,18 +228,18 @@ def _aggregation_table(metrics: Mapping[str, Any], key: str, what: str) -> str:
 
 def _size_tables(metrics: Mapping[str, Any]) -> str:
     """Accuracy at several n, over all subsets and of the first n candidates."""
-    aggregation, most = metrics["aggregation"], metrics["num_candidates"]
+    most = metrics["num_candidates"]
     sizes = [n for n in range(1, most + 1) if n & (n - 1) == 0 or n == most]
     curves = {
-        name: scorer["aggregations"][aggregation]["best_of_n"] for name, scorer in metrics["scorers"].items()
+        name: scorer["aggregations"][scorer["aggregation"]]["best_of_n"] for name, scorer in metrics["scorers"].items()
     } | {MAJORITY: metrics["majority"], "oracle (pass@n)": metrics["oracle"]}
     tables = []
-    for key, what in (("accuracy", "All subsets, %"), ("first_n", "First n, %")):
+    for key, what in (("accuracy", "All subsets, %; n ="), ("first_n", "First n, %; n =")):
         rows = [
             _row([_name(name), *(_percent(curve[key][n - 1], unit="") for n in sizes)])
             for name, curve in curves.items()
         ]
-        tables.append(_table([what, *(f"n = {n}" for n in sizes)], rows, "grid"))
+        tables.append(_table([what, *map(str, sizes)], rows, "grid"))
     note = "The first n candidates are one draw: what a single run shows. All subsets are the mean of every such draw."
     return _details("Every power of two, and the first n candidates alone", f"<p>{note}</p>", *tables)
 
@@ -255,11 +252,13 @@ def _optional_sections(metrics: Mapping[str, Any], images: Mapping[str, bytes]) 
             _row([_name(name), *(_number(of_scorer.get(key)) for key in measures)])
             for name, of_scorer in metrics["steps"].items()
         ]
-        heads = ["", *(_text(key.replace("_", " ")) for key in measures)]
+        heads = ["", *(_text(key.removesuffix("_accuracy").replace("_", " ")) for key in measures)]
         sections.append(
             _section(
                 "Step by step",
-                "What the scores say of single steps, against verdicts on these steps.",
+                "What the scores say of single steps, against verdicts on these steps. Step pair: of a right and a "
+                "wrong prefix of one problem and length, how often the right one scores higher. First-error F1 is "
+                "ProcessBench's, with a threshold chosen on other problems.",
                 _table(heads, rows, "grid"),
             )
         )
@@ -270,8 +269,10 @@ def _optional_sections(metrics: Mapping[str, Any], images: Mapping[str, bytes]) 
             rows.append(
                 _row(
                     [
-                        _name(name),
-                        f"{of_scorer['calibration_error']:.3f}",
+                        _name(name)
+                        + (f" <small>eta {of_scorer['eta']:g} taken back</small>" if of_scorer["eta"] else ""),
+                        f"{of_scorer['calibration_error']:.3f} "
+                        f"<small>noise {of_scorer['calibration_error_if_perfect']:.3f}</small>",
                         f"{brier[0]:.3f} <small>{brier[1]:.3f} – {brier[2]:.3f}</small>",
                         f"{_percent(on_last['share'][0])} <small>chance {_percent(on_last['chance'], unit='')}</small>"
                         if on_last
@@ -285,8 +286,10 @@ def _optional_sections(metrics: Mapping[str, Any], images: Mapping[str, bytes]) 
                 "Each candidate is one rollout from each of its own steps, so a step score that is a success "
                 "probability should equal the share of right answers among candidates with such a score. That holds "
                 "for the policy that wrote the candidates: a PRM that was trained on rollouts of another may be right "
-                "about that one. Lower is better for both errors. Where the lowest score is the last step's far more "
-                "often than by chance, the model judges the answer rather than the steps.",
+                "about that one. Where a PRM is known to have learnt labels of some eta, its scores are taken back to "
+                "probabilities first, which magnifies their errors where eta is large. Lower is better for both "
+                "errors, and noise is what perfect scores would show. Where the lowest score is the last step's far "
+                "more often than by chance, the model judges the answer rather than the steps.",
                 _table(["", "calibration error", "Brier score", "last step lowest"], rows, "grid wide"),
                 _image(images, "reliability", "Share of right outcomes against the step score"),
             )
@@ -296,6 +299,7 @@ def _optional_sections(metrics: Mapping[str, Any], images: Mapping[str, bytes]) 
             _row(
                 [
                     _name(point["method"]),
+                    f"{point['n']:,}",
                     f"{point['num_tokens']:,.0f}",
                     f"<b>{_percent(point['accuracy'])}</b> <small>{_percent(point['low'])} – {_percent(point['high'])}"
                     "</small>",
@@ -308,7 +312,7 @@ def _optional_sections(metrics: Mapping[str, Any], images: Mapping[str, bytes]) 
                 "Search against best of n",
                 "Tokens are all that the policy generated for a problem, with what was thrown away.",
                 _image(images, "search", "Accuracy against generated tokens"),
-                _table(["", "tokens", "right"], rows, "grid"),
+                _table(["", "n", "tokens", "right"], rows, "grid"),
             )
         )
     return sections
@@ -361,8 +365,8 @@ def _row(cells: Sequence[str], kind: str = "") -> str:
 def _bar(value: float, start: float, end: float, low: float, high: float, zero: bool = False) -> str:
     """An interval and its middle on a scale from `low` to `high`."""
 
-    def place(x: float) -> float:
-        return 100 * (x - low) / (high - low) if high > low else 50.0
+    def place(x: float) -> float:  # per cent from the left, with room for half a dot at both ends
+        return 4 + 92 * (x - low) / (high - low) if high > low else 50.0
 
     line = '<i class="zero"></i>' if zero else ""
     width = max(place(end) - place(start), 0.5)
@@ -381,11 +385,6 @@ def _image(images: Mapping[str, bytes], name: str, description: str) -> str:
 
 def _aggregations(metrics: Mapping[str, Any]) -> list[str]:
     return list(next(iter(metrics["scorers"].values()))["aggregations"])
-
-
-def _has_votes(metrics: Mapping[str, Any]) -> bool:
-    how = metrics["aggregation"]
-    return any("weighted_majority" in scorer["aggregations"][how] for scorer in metrics["scorers"].values())
 
 
 def _listed(scorers: Mapping[str, Any]) -> str:
@@ -417,6 +416,9 @@ def _p(value: float) -> str:
 def _number(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
+    if isinstance(value, list):
+        mean, low, high = value
+        return f"{mean:.3f} <small>{low:.3f} – {high:.3f}</small>"
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
 
 
@@ -457,8 +459,9 @@ tr > th:first-child { padding-left: 0; overflow-wrap: anywhere; min-width: 6.5re
 tr:first-child > th { color: var(--muted); font-weight: 400; font-size: .8rem; }
 td { text-align: right; }
 tr:first-child > th:not(:first-child) { text-align: right; }
-td small { display: block; white-space: nowrap; }
-.grid td, .bars td:nth-child(2) { white-space: nowrap; }
+td small, th small { display: block; }
+td small { white-space: nowrap; }
+.grid td, .bars td { white-space: nowrap; }
 .bars td:last-child { width: 42%; min-width: 6rem; padding-right: 0; }
 .pairs td:last-child { width: 27%; min-width: 4.5rem; }
 .baseline > th, .baseline > td, .baseline b { color: var(--muted); font-weight: 400; }
@@ -466,7 +469,7 @@ td small { display: block; white-space: nowrap; }
 .bar { position: relative; height: 1rem; }
 .bar i { position: absolute; top: 0; bottom: 0; }
 .bar .span { top: .42rem; bottom: .42rem; background: var(--mark); opacity: .45; border-radius: 2px; }
-.bar .dot { top: .22rem; bottom: .22rem; width: .56rem; margin-left: -.28rem; border-radius: 50%;
+.bar .dot { top: .26rem; bottom: .26rem; width: .48rem; margin-left: -.24rem; border-radius: 50%;
   background: var(--mark); }
 .bar .zero { left: 50%; border-left: 1px solid var(--muted); }
 .baseline .span, .baseline .dot { background: var(--muted); }
@@ -474,6 +477,10 @@ img { display: block; width: 100%; max-width: 480px; height: auto; margin: 1rem 
   border-radius: 6px; }
 details { margin: 1.6rem 0; border-top: 1px solid var(--line); padding-top: .6rem; }
 summary { cursor: pointer; font-weight: 500; padding: .3rem 0; }
-li { margin: .3rem 0; font-size: .9rem; }
-@media (max-width: 480px) { .grid th, .grid td { padding-left: .2rem; padding-right: .2rem; font-size: .8rem; } }
+ul { padding-left: 1.2rem; }
+li { margin: .3rem 0; font-size: .9rem; overflow-wrap: anywhere; }
+@media (max-width: 480px) {
+  .grid th, .grid td { padding-left: .2rem; padding-right: .2rem; font-size: .8rem; }
+  .grid tr > th:first-child { min-width: 4rem; }
+}
 """

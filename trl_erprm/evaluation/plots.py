@@ -238,7 +238,7 @@ def plot_accuracy_curves(
         path (`str` or `os.PathLike`):
             File to write; folders are made, an existing file is replaced.
         aggregation (`str`, *optional*):
-            Aggregation of the step scores; that of `metrics` if `None`.
+            Aggregation of the step scores; if `None`, each scorer's own.
         votes (`bool`, *optional*, defaults to `False`):
             Draw votes weighted by scores in place of best of n.
 
@@ -249,20 +249,20 @@ def plot_accuracy_curves(
         ImportError: if Matplotlib is not installed.
         KeyError: if `metrics` hold no such aggregation.
     """
-    aggregation = metrics["aggregation"] if aggregation is None else aggregation
     key = "weighted_majority" if votes else "best_of_n"
     sizes = list(range(1, metrics["num_candidates"] + 1))
-    curves = {
-        name: scorer["aggregations"][aggregation][key]["accuracy"]
-        for name, scorer in metrics["scorers"].items()
-        if key in scorer["aggregations"][aggregation]
-    }
+    curves = {}
+    for name, scorer in metrics["scorers"].items():
+        how = aggregation or scorer["aggregation"]
+        name = name if how == (aggregation or metrics["aggregation"]) else f"{name} ({how})"
+        if key in scorer["aggregations"][how]:
+            curves[name] = scorer["aggregations"][how][key]["accuracy"]
     baselines = {
         "oracle (pass@n)": (metrics["oracle"]["accuracy"], ":"),
         "majority vote": (metrics["majority"]["accuracy"], "--"),
         "one at random": ([metrics["random"]["accuracy"]] * len(sizes), "-."),
     }
-    title = f"{'Weighted vote' if votes else 'Best of n'}, {aggregation} of the step scores"
+    title = f"{'Weighted vote' if votes else 'Best of n'}, {aggregation or metrics['aggregation']} of the step scores"
     with _default_style():
         figure, axes = _narrow_figure(title, num_entries=len(curves) + len(baselines))
         marked = [i for i, n in enumerate(sizes) if n & (n - 1) == 0 or n == sizes[-1]]  # powers of two, and the end

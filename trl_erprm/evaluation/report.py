@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from .comparison import MAJORITY, pairs_at
+from .comparison import MAJORITY, headline_pairs
 
 __all__ = ["RFT_METRICS", "check_rft_rows", "comparison_table", "rft_table"]
 
@@ -96,7 +96,7 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     ```
     """
     n, how = metrics["num_candidates"], metrics["aggregation"]
-    against_majority = {pair["first"]: pair for pair in pairs_at(metrics, how, n) if pair["second"] == MAJORITY}
+    against_majority = {pair["first"]: pair for pair in headline_pairs(metrics) if pair["second"] == MAJORITY}
     table = Table(
         title=f"Best of {n} by {how} of the step scores, in per cent",
         caption=f"{metrics['num_problems']:,} problems; in brackets: 95 % interval",
@@ -104,9 +104,12 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     table.add_column("Chosen by", overflow="fold")
     for heading in ("Right", "Points above\nmajority vote", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
-    curves = {name: scorer["aggregations"][how]["best_of_n"] for name, scorer in metrics["scorers"].items()}
-    for name, curve in sorted(curves.items(), key=lambda entry: -entry[1]["accuracy"][-1]):
-        pair = against_majority[name]
+    curves = {
+        name: (scorer["aggregation"], scorer["aggregations"][scorer["aggregation"]]["best_of_n"])
+        for name, scorer in metrics["scorers"].items()
+    }
+    for name, (own, curve) in sorted(curves.items(), key=lambda entry: -entry[1][1]["accuracy"][-1]):
+        pair, name = against_majority[name], name if own == how else f"{name} ({own})"
         low, high = (f"{100 * pair[key]:+.1f}" for key in ("low", "high"))
         difference = f"{100 * pair['difference']:+.1f} [{low}, {high}]"
         table.add_row(*map(Text, (name, _with_interval(curve, -1), difference, f"{pair['p_value']:.3f}")))

@@ -338,7 +338,7 @@ def best_of_n_curve(
     for n in budgets:
         if n > len(is_correct[0]):
             continue
-        accuracy = clustered_interval(best_of_n_per_problem(scores, is_correct, n), num_candidates=n)
+        accuracy = clustered_interval(best_of_n_per_problem(scores, is_correct, n), len(is_correct[0]) // n)
         scored_share = np.mean([score is not None and not math.isnan(score) for row in scores for score in row])
         points.append(CurvePoint("best_of_n", n, accuracy, n * float(np.mean(num_tokens)), n * float(scored_share)))
     return points

@@ -7,7 +7,8 @@
 
 A directory of a run holds
 
-    manifest.json               config, policy and content of the data set: what makes two runs the same
+    manifest.json               config, policy and content of the data set: what makes two runs the same; package
+                                versions; at the end also engine, counts, tokens and seconds, of all calls together
     solutions-<process>.jsonl   sampled solutions, where the rows had none, a line a prompt
     rollouts-<process>.jsonl    counts, a line a prefix (with adaptive rollouts a line a prefix and round)
     labels.jsonl                the labelled rows, written at the end
@@ -38,8 +39,8 @@ import numpy as np
 from datasets import Dataset
 
 from trl_erprm.arguments import process_state
-from trl_erprm.manifest import content_hash, open_run
-from trl_erprm.rollout.engine import RolloutEngine
+from trl_erprm.manifest import content_hash, finish_run, open_run
+from trl_erprm.rollout.engine import RolloutEngine, description_of
 from trl_erprm.verify import verify_answer
 
 from .config import LabelingConfig
@@ -103,8 +104,9 @@ class MonteCarloLabeler:
               `num_solution_tokens`: tokens of sampled solutions.
             - `unparsed_share`: share of rollouts without a readable answer, in [0, 1], lower is better.
             - `length_limit_share`: share of rollouts cut off at `max_new_tokens`, in [0, 1], lower is better.
-            - `num_new_rollouts`: sampled by this call, in all processes; `seconds`: duration of this call;
-              `rollouts_per_second`: the quotient.
+            - `seconds`: of sampling and verifying behind the labels, of the process that took longest, interrupted
+              calls included but for what they had not recorded; `rollouts_per_second`: rollouts over these.
+            - `num_new_rollouts`: sampled by this call, in all processes; `seconds_of_call`: its duration.
             - `eta`: of the labels, the chosen one if it was `"auto"`; `max_new_tokens`: as configured.
 
     Example:
@@ -204,13 +206,14 @@ class MonteCarloLabeler:
         eta = self._label(labelled)
         result = Dataset.from_list(labelled, features=features_of_labelled_rows(dataset.features, optional))
 
-        seconds = perf_counter() - started
+        totals, seconds = _totals(rows, solutions, is_right, counts), roller.seconds()
         self.summary = {
-            **_totals(rows, solutions, is_right, counts),
+            **totals,
             **of_solutions,
-            "num_new_rollouts": num_new_rollouts,
             "seconds": seconds,
-            "rollouts_per_second": _share(num_new_rollouts, seconds),
+            "rollouts_per_second": _share(totals["num_rollouts"], seconds),
+            "num_new_rollouts": num_new_rollouts,
+            "seconds_of_call": perf_counter() - started,
             "eta": eta,
             "max_new_tokens": self.config.max_new_tokens,
         }
@@ -221,6 +224,11 @@ class MonteCarloLabeler:
                 if self.config.labels_format == "parquet":
                     write_parquet(output_dir, result, labelled)
                 write_summary(output_dir, self.summary)
+                finish_run(
+                    output_dir,
+                    engine=description_of(self.engine),
+                    results={**totals, **of_solutions, "seconds": seconds},
+                )
                 write_report(output_dir, labelled, self.summary)
         state.wait_for_everyone()  # no process may read labels.jsonl before it is there
         return result
@@ -341,7 +349,8 @@ class MonteCarloLabeler:
         s = self.summary
         logger.info(
             "%d solutions (%d without a readable answer), %d prefixes (%d unique), %d rollouts, %d tokens; %.1f %% of "
-            "the rollouts without a readable answer, %.1f %% at the length limit; %d new rollouts in %.0f s (%.0f/s).",
+            "the rollouts without a readable answer, %.1f %% at the length limit; %.0f s (%.0f rollouts/s), of which this "
+            "call took %.0f s for %d new rollouts.",
             s["num_solutions"],
             s["num_unanswered_solutions"],
             s["num_prefixes"],
@@ -350,9 +359,10 @@ class MonteCarloLabeler:
             s["num_tokens"],
             100 * s["unparsed_share"],
             100 * s["length_limit_share"],
-            s["num_new_rollouts"],
             s["seconds"],
             s["rollouts_per_second"],
+            s["seconds_of_call"],
+            s["num_new_rollouts"],
         )
         for text in warnings_of(s):
             logger.warning("%s", text)

@@ -138,6 +138,7 @@ _SUMMARY_LINES = (
     ("tokens of sampled solutions", "num_solution_tokens", "{:,}"),
     ("rollouts without a readable answer", "unparsed_share", "{:.1%}"),
     ("rollouts at the length limit", "length_limit_share", "{:.1%}"),
+    ("seconds of sampling and verifying", "seconds", "{:,.0f}"),
     ("eta", "eta", "{:g}"),
 )
 

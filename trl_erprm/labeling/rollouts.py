@@ -5,13 +5,14 @@ of one prefix:
 
     {"prefix": <hash>, "first_sample": 4, "num_rollouts": 4, "num_correct": 3, "num_unparsed": 0, ...}
 
+and the first of those that are recorded together the `seconds` that they took.
+
 Sample i of a prefix depends on the seed, the prefix and i only (the engine's contract), and whether a prefix needs
 another round depends on its own counts only. So it makes no difference when a run is interrupted, how prefixes are
 grouped into calls, or how many processes share them.
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from trl_erprm.manifest import JsonlStore, content_hash
-from trl_erprm.rollout.engine import Completion, Prefix, RolloutEngine, SamplingOptions
+from trl_erprm.rollout.engine import Completion, Prefix, PrefixTooLongError, RolloutEngine, SamplingOptions
 
 from .config import LabelingConfig
 from .intervals import is_narrow_enough
@@ -34,9 +35,6 @@ __all__ = ["PrefixCounts", "PrefixRoller", "Verifier"]
 logger = logging.getLogger(__name__)
 
 Verifier = Callable[[str, str], bool | None]
-
-# How both engines say it. An engine that says it in other words ends the run, as with `skip_long_prefixes=False`.
-_TOO_LONG = re.compile(r"\bPrefix (\d+)\b.*\bcontext\s+window\b", re.DOTALL)
 
 
 @dataclass
@@ -101,6 +99,8 @@ class PrefixRoller:
         self.output_dir = output_dir
         self.state = state
         self._narrow: dict[tuple[int, int], bool] = {}
+        self._seconds = 0.0  # of this call and process
+        self._last_stored = perf_counter()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Solutions
@@ -166,6 +166,7 @@ class PrefixRoller:
         counts = self._read_counts(tasks)
         num_before = sum(c.num_rollouts for c in counts.values())
         self.state.wait_for_everyone()  # nobody appends before all have read: what is new is told from what was there
+        self._last_stored = perf_counter()
         num_done = sum(map(self._is_complete, counts.values()))
         if num_done and self.state.is_main_process:
             logger.info("%d of %d prefixes are rolled out already.", num_done, len(tasks))
@@ -269,15 +270,15 @@ class PrefixRoller:
             try:
                 completions = self.engine.generate(prefixes, num_samples, options, first_sample=first_sample)
             except ValueError as error:
-                found = _TOO_LONG.search(str(error)) if self.config.skip_long_prefixes else None
-                if found is None or int(found[1]) >= len(rest):
+                if not (isinstance(error, PrefixTooLongError) and self.config.skip_long_prefixes):
                     error.add_note(
                         f"These prefixes, in order, come from the rows {[tasks[index].row for index in rest]}."
                     )
                     raise
-                index = rest.pop(int(found[1]))
-                logger.info("A prefix of row %d is skipped: %s", tasks[index].row, error)
-                results[index] = None
+                too_long = [rest[number] for number in error.indices]
+                logger.info("Prefixes of rows %s are skipped: %s", [tasks[index].row for index in too_long], error)
+                results.update(dict.fromkeys(too_long))
+                rest = [index for index in rest if index not in results]
             else:
                 results.update(zip(rest, completions, strict=True))
                 break
@@ -301,7 +302,22 @@ class PrefixRoller:
             counts[key] = total
         return counts
 
+    def seconds(self) -> float:
+        """Seconds of sampling and verifying, of all calls: those of the process that took longest."""
+        if self.output_dir is None:
+            return self._seconds
+        of_processes: dict[str, float] = {}
+        for kind in ("solutions", "rollouts"):
+            for process, record in _read_with_process(self.output_dir, kind):
+                of_processes[process] = of_processes.get(process, 0.0) + record.get("seconds", 0.0)
+        return max(of_processes.values(), default=0.0)
+
     def _store(self, kind: str, records: list[dict[str, Any]]) -> None:
+        """Appends the records of a chunk. The first one holds what it took: no write of its own that could be lost."""
+        now = perf_counter()
+        records[0]["seconds"] = round(now - self._last_stored, 6)
+        self._seconds += now - self._last_stored
+        self._last_stored = now
         if self.output_dir is None:
             return
         path = self.output_dir / f"{kind}-{self.state.process_index}.jsonl"
@@ -369,8 +385,14 @@ def _length(prefix: Prefix) -> int:
 def _read_all(output_dir: Path | None, kind: str) -> Iterator[dict[str, Any]]:
     """The records of all processes, also of an earlier start with more of them."""
     if output_dir is not None:
-        for path in sorted(output_dir.glob(f"{kind}-*.jsonl")):
-            yield from JsonlStore(path)
+        yield from (record for _, record in _read_with_process(output_dir, kind))
+
+
+def _read_with_process(output_dir: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records, and the number of the process that wrote each."""
+    for path in sorted(output_dir.glob(f"{kind}-*.jsonl")):
+        for record in JsonlStore(path):
+            yield path.stem.removeprefix(f"{kind}-"), record
 
 
 def _read_when(is_complete: Callable[[Any], bool], read: Callable[[], Any]) -> Any:

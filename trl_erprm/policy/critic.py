@@ -28,10 +28,12 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 from ..arguments import load_tokenizer
 from ..prm.formats import format_of_checkpoint, read_saved_format
 from ..prm.heads import new_head_is_expected, without_head
-from ..prm.scorer import ProcessRewardModel
+from ..prm.scorer import ProcessRewardModel, loaded_whole
 
 CRITIC_FOLDER = "critic"
 """Where a checkpoint keeps the critic, beside the policy's files."""
+
+_ADAPTER_FOLDER = "adapter"
 
 
 class PolicyAndCritic(nn.Module):
@@ -137,15 +139,28 @@ def load_critic(
     return model
 
 
+def is_process_reward_model(path: str | os.PathLike, **hub_arguments) -> bool:
+    """Whether a checkpoint is a process reward model: saved by [`ERPRMTrainer`], or a known public one."""
+    return format_of_checkpoint(path, read_saved_format(path, **hub_arguments)) is not None
+
+
 def save_critic(critic: nn.Module, directory: Path, state_dict: dict | None = None) -> None:
-    """Saves the critic (of adapters, these and the head alone) where [`load_critic`] reads it."""
-    critic.save_pretrained(directory, state_dict=state_dict)
+    """
+    Saves the critic where [`load_critic`] reads it.
+
+    Adapters, with the head, go one folder deeper: transformers loads every adapter that lies in a folder of a
+    checkpoint into the policy when training resumes.
+    """
+    critic.save_pretrained(
+        directory / _ADAPTER_FOLDER if isinstance(critic, PeftModel) else directory, state_dict=state_dict
+    )
 
 
 def restore_critic(critic: nn.Module, directory: Path) -> None:
     """Loads what [`save_critic`] saved into the critic that it was saved from."""
     if isinstance(critic, PeftModel):
-        set_peft_model_state_dict(critic, load_peft_weights(str(directory), device="cpu"))
+        weights = load_peft_weights(str(directory / _ADAPTER_FOLDER), device="cpu")
+        set_peft_model_state_dict(critic, weights, adapter_name=critic.active_adapter)
         return
     saved = AutoModelForTokenClassification.from_pretrained(directory, dtype=critic.dtype)
     critic.load_state_dict(saved.state_dict())
@@ -171,8 +186,10 @@ def _load_from_policy(policy: nn.Module, model_init_kwargs: dict) -> PreTrainedM
 
 def _load_from_path(path: str, model_init_kwargs: dict) -> PreTrainedModel:
     hub = {name: model_init_kwargs[name] for name in ("revision", "token", "cache_dir") if name in model_init_kwargs}
-    if format_of_checkpoint(path, read_saved_format(path, **hub)) is None:
-        if find_adapter_config_file(path, **hub) is not None:  # of a critic, saved by `save_critic`
+    if not is_process_reward_model(path, **hub):
+        if (Path(path) / _ADAPTER_FOLDER).is_dir():  # saved by `save_critic`
+            path = str(Path(path) / _ADAPTER_FOLDER)
+        if find_adapter_config_file(path, **hub) is not None:
             return AutoPeftModelForTokenClassification.from_pretrained(
                 path, num_labels=1, **model_init_kwargs
             ).merge_and_unload()
@@ -203,15 +220,11 @@ def _with_one_label(model: PreTrainedModel, label_token_ids: tuple[int, int] | N
         (positive, negative), old_head = (1, 0), model.score
     else:
         (positive, negative), old_head = label_token_ids, model.get_output_embeddings()
-    if old_head.weight.numel() == 0:  # split by ZeRO-3
-        raise ValueError(
-            "A process reward model with two labels cannot become a critic while ZeRO-3 splits its weights. Train it "
-            "with head='token_classification' and one label, or leave `critic` out."
-        )
     config = copy.deepcopy(model.config)
     config.num_labels = 1
-    converted = AutoModelForTokenClassification.from_config(config, dtype=model.dtype)
-    state_dict = {name: weight for name, weight in model.state_dict().items() if not name.startswith(("score.",))}
+    with loaded_whole():
+        converted = AutoModelForTokenClassification.from_config(config, dtype=model.dtype)
+    state_dict = {name: weight for name, weight in model.state_dict().items() if not name.startswith("score.")}
     converted.load_state_dict(state_dict, strict=False)
     with torch.no_grad():
         converted.score.weight.copy_((old_head.weight[positive] - old_head.weight[negative])[None])

@@ -23,7 +23,6 @@ The functions here are pure, and know steps as texts without white space around 
 
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
@@ -78,7 +77,7 @@ def normalized_step(step: str) -> str:
 
     ```
     """
-    text = _MARKER.sub("", unicodedata.normalize("NFKC", step).strip())
+    text = _MARKER.sub("", step.strip())
     return _WHITE_SPACE.sub("", text).casefold().strip(_AROUND)
 
 

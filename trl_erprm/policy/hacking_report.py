@@ -236,8 +236,8 @@ def hacking_report(
     before = {i: solution for i, solution in before.items() if solution is not None}
     if not before:
         raise ValueError(
-            f"None of {len(texts)} solutions can be scored. Give solutions that have steps and that the model can read "
-            "(they fit into its context, and its tag stands apart in them)."
+            f"None of {len(texts)} solutions can be scored. Give solutions that have steps and that the model can "
+            "read: they fit into its context, and its tag stands apart in them."
         )
     changed = [
         (name, i, text)
@@ -411,11 +411,8 @@ def read_solutions(args: HackingReportArguments) -> tuple[list[Prompt], list[str
         )
 
     def suffixed(prompt: Prompt) -> Prompt:
-        return (
-            prompt + args.prompt_suffix
-            if isinstance(prompt, str) and not prompt.endswith(args.prompt_suffix)
-            else prompt
-        )
+        is_complete = not isinstance(prompt, str) or prompt.endswith(args.prompt_suffix)
+        return prompt if is_complete else prompt + args.prompt_suffix
 
     return [suffixed(prompts[i]) for i in kept], [texts[i] for i in kept]
 

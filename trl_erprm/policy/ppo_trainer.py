@@ -13,6 +13,7 @@ accelerate, so that they share a loop, a wrapper (DDP, ZeRO) and a checkpoint of
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ from trl import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from .advantages import clip_step_rewards, delta_step_rewards
-from .critic import CRITIC_FOLDER, PolicyAndCritic, load_critic, restore_critic, save_critic
+from .critic import (
+    CRITIC_FOLDER,
+    PolicyAndCritic,
+    is_process_reward_model,
+    load_critic,
+    restore_critic,
+    save_critic,
+)
 from .generalized_advantages import (
     clipped_value_loss,
     explained_variance,
@@ -113,6 +121,7 @@ class ProcessPPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "trl-erprm", "ppo"]
     _name = "PPO"
+    _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
 
     def __init__(
         self,
@@ -181,8 +190,10 @@ class ProcessPPOTrainer(GRPOTrainer):
         loaded.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         if args.disable_dropout:
             disable_dropout_in_model(loaded)
-        if args.gradient_checkpointing:
-            loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+        if args.gradient_checkpointing:  # which layers are, and where they wait, is left to the policy
+            options = {**(args.gradient_checkpointing_kwargs or {})}
+            options = {name: value for name, value in options.items() if name not in ("every_n_layers", "offload")}
+            loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None)
             if is_peft_model(loaded):
                 loaded.enable_input_require_grads()
         if self.place_model_on_device:
@@ -509,6 +520,11 @@ def _check_critic(critic, args: ProcessPPOConfig, model, peft_config, process_re
         raise ValueError(
             "`critic` is the very model that the ProcessReward scores with, and would be trained. Give its directory, "
             "which loads a second one."
+        )
+    if isinstance(critic, str | os.PathLike) and args.value_head == "linear" and is_process_reward_model(critic):
+        raise ValueError(
+            f"value_head='linear' takes the critic's logits for values, and those of the process reward model "
+            f"{str(critic)!r} are log-odds, not values. Set value_head='sigmoid', or leave `critic` out."
         )
     if isinstance(critic, nn.Module) and critic is model:
         raise ValueError("`critic` is the policy. Leave it out: the critic then begins as a copy of the policy.")

@@ -217,7 +217,7 @@ class ProcessReward:
         log_metric, log_extra = kwargs.get("log_metric"), kwargs.get("log_extra")
         outcomes = None
         if self.combine is not None or (log_metric is not None and self.answer_column in kwargs):
-            outcomes = self._outcomes(completions, judgements, kwargs)
+            outcomes = self._outcomes(completions, kwargs)
         if log_metric is not None:
             metrics = batch_metrics(judgements, scores, outcomes, self._malformed_reasons)
             for name, value in metrics.items():
@@ -275,11 +275,11 @@ class ProcessReward:
                 f"Got {len(prompts)} prompts, but {len(completions)} completions. Give one prompt a completion: one "
                 "list is shorter than the other."
             )
+        contents = (list(prompts), list(completions))
         if (last_batch := self._last_batch) is not None:
-            last_prompts, last_completions, contents, judgements = last_batch
-            is_same = prompts is last_prompts and completions is last_completions
-            # The same lists with other contents are another batch. Equal elements are compared by identity first.
-            if is_same and contents == (list(prompts), list(completions)):
+            last_completions, last_contents, judgements = last_batch
+            # The same list with other contents is another batch. Equal elements are compared by identity first.
+            if completions is last_completions and contents == last_contents:
                 return judgements
         judgements = [self.examine(prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
         well_formed = [i for i, judgement in enumerate(judgements) if judgement.malformed is None]
@@ -292,7 +292,7 @@ class ProcessReward:
             else:
                 _check_finite(step_scores, i)
                 judgements[i] = dataclasses.replace(judgements[i], step_scores=step_scores)
-        self._last_batch = (prompts, completions, (list(prompts), list(completions)), judgements)
+        self._last_batch = (completions, contents, judgements)
         return judgements
 
     def step_scores(
@@ -382,9 +382,7 @@ class ProcessReward:
             return None
         return combine_with_outcome(score, outcome, self.combine, self.answer_weight)
 
-    def _outcomes(
-        self, completions: Sequence[str | list[dict]], judgements: list[Judgement], columns: Mapping
-    ) -> list[float | None]:
+    def _outcomes(self, completions: Sequence[str | list[dict]], columns: Mapping) -> list[float | None]:
         """1 for a right answer, 0 for a wrong one, `None` where there is none or it cannot be compared."""
         if self.answer_column not in columns:
             given = [name for name, value in columns.items() if isinstance(value, list) and name != "completion_ids"]
@@ -395,8 +393,8 @@ class ProcessReward:
             )
         references = columns[self.answer_column]
         return [
-            None if judgement.malformed == "no_step" else self._outcome(completion_text(completion), reference)
-            for completion, judgement, reference in zip(completions, judgements, references, strict=True)
+            self._outcome(completion_text(completion), reference)
+            for completion, reference in zip(completions, references, strict=True)
         ]
 
     def _outcome(self, text: str, reference) -> float | None:

@@ -7,6 +7,7 @@ streams of its own: what was sampled stays as it is, but another number of proce
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def plan_chunks(
         todo (`Sequence[int]`):
             Prompts that have no completions yet; the same in every process.
         chunk_size (`int`):
-            Prompts at once.
+            Most prompts at once; fewer where that gives each process some.
         process_index (`int`), num_processes (`int`):
             Which process of how many.
         needs_equal_batches (`bool`):
@@ -126,6 +127,7 @@ def plan_chunks(
 
     ```
     """
+    chunk_size = max(1, min(chunk_size, math.ceil(len(todo) / num_processes)))
     chunks = [list(todo[i : i + chunk_size]) for i in range(0, len(todo), chunk_size)]
     if not needs_equal_batches:
         return [(chunk, len(chunk)) for chunk in chunks[process_index::num_processes]]
@@ -133,3 +135,13 @@ def plan_chunks(
     return [
         (chunk + [todo[0]] * (chunk_size - len(chunk)), len(chunk)) for chunk in chunks[process_index::num_processes]
     ]
+
+
+def sample_record(index: int, completions: list[Completion]) -> dict:
+    """What is stored of the completions of a prompt."""
+    return {
+        "index": index,
+        "completions": [completion.text for completion in completions],
+        "num_tokens": [completion.num_tokens for completion in completions],
+        "truncated": [completion.finish_reason == "length" for completion in completions],
+    }

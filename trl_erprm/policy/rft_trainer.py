@@ -32,21 +32,21 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from ..arguments import load_tokenizer, result_arguments
 from ..manifest import content_hash, open_run, write_atomically
-from ..rollout.engine import Completion, Prefix, SamplingOptions
+from ..rollout.engine import Prefix, SamplingOptions
 from ..rollout.transformers_engine import TransformersEngine
 from .rft_config import RFTConfig
 from .rft_evaluation import best_iteration, check_prompts, drift_metrics, held_out_metrics, token_sums
-from .rft_generation import VLLMPolicyEngine, plan_chunks
+from .rft_generation import VLLMPolicyEngine, plan_chunks, sample_record
 from .rft_run import Records, remove_directory, training_rows, write_selection
 from .rft_scoring import RewardFunction, Scorers
+from .rft_training import FilledRandomSampler, LossMeter, last_checkpoint, with_fillers
 from .rft_weights import POLICY_ADAPTER, fingerprint, load_weights, split_weights, whole_weights
 
 logger = get_logger(__name__)
@@ -153,7 +153,7 @@ class RFTTrainer(SFTTrainer):
                 revision=(args.model_init_kwargs or {}).get("revision"),
                 trust_remote_code=args.trust_remote_code,
             )
-        self._loss_meter = _LossMeter()
+        self._loss_meter = LossMeter()
         self._step_offset = 0  # optimizer steps of the iterations before
         set_seed(args.seed)  # an adapter's first weights are drawn in the parent
         super().__init__(
@@ -365,7 +365,7 @@ class RFTTrainer(SFTTrainer):
                 # Where all processes sample together, none leaves out what it has.
                 new = [i for i in chunk if i not in known or self.args.use_vllm]
                 completions = generate([prompts[i]["prompt"] for i in new], num_samples, options) if new else []
-                made = {i: _record(i, group) for i, group in zip(new, completions, strict=True)}
+                made = {i: sample_record(i, group) for i, group in zip(new, completions, strict=True)}
                 own = chunk[:number]
                 store.append([made[i] for i in own if i not in known])
                 if scores_store is not None and own:
@@ -405,11 +405,16 @@ class RFTTrainer(SFTTrainer):
         self.train_dataset = self._prepare_dataset(
             rows, self.processing_class, self.args, self.args.packing, None, f"iteration {iteration}"
         )
+        self._num_rows = len(self.train_dataset)
+        if self.accelerator.num_processes > 1 and self.args.train_sampling_strategy == "random":
+            num_fillers = -self._num_rows % (self._train_batch_size * self.accelerator.num_processes)
+            with self.accelerator.main_process_first():
+                self.train_dataset = with_fillers(self.train_dataset, num_fillers)
         # Fresh optimizer and schedule, and the model wrapped anew for it.
         self.optimizer = self.lr_scheduler = None
         self.model_wrapped = self.model
-        self._loss_meter.total = torch.zeros((), dtype=torch.float64)
-        resume_from = _last_checkpoint(checkpoints, self.accelerator.num_processes)
+        self._loss_meter.reset()
+        resume_from = last_checkpoint(checkpoints)
         if resume_from is not None:
             self._loss_meter.read(resume_from)
         logged = self.state.log_history
@@ -449,6 +454,11 @@ class RFTTrainer(SFTTrainer):
         else:
             self.model.__dict__["forward"] = self._forward
 
+    def _get_train_sampler(self, train_dataset=None):
+        if len(self.train_dataset) == self._num_rows:
+            return super()._get_train_sampler(train_dataset)
+        return FilledRandomSampler(self._num_rows, len(self.train_dataset) - self._num_rows, self.args.data_seed)
+
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
         if self.args.carry_optimizer and self._iteration > 1:
@@ -467,8 +477,8 @@ class RFTTrainer(SFTTrainer):
                 scheduler.step()
         return scheduler
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
         self._loss_meter.add(self.accelerator.reduce(loss.detach(), "mean"))
         return loss
 
@@ -576,39 +586,6 @@ class RFTTrainer(SFTTrainer):
             "train_batch_size": batch * self.accelerator.num_processes,
             "arguments": {name: value for name, value in arguments.items() if name not in _NOT_IN_RESULTS},
         }
-
-
-class _LossMeter(TrainerCallback, ExportableState):
-    """The sum of an iteration's losses. A checkpoint carries it along, so that the mean is over all steps."""
-
-    def __init__(self):
-        self.total = torch.zeros((), dtype=torch.float64)
-
-    def add(self, loss: torch.Tensor) -> None:
-        self.total = self.total.to(loss.device) + loss  # stays on the device: nothing waits for it
-
-    def state(self) -> dict:
-        return {"args": {}, "attributes": {"total": float(self.total)}}
-
-    def read(self, checkpoint: str) -> None:
-        """Takes over the sum of a checkpoint."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        self.total = torch.tensor(state.stateful_callbacks[type(self).__name__]["attributes"]["total"]).double()
-
-
-def _last_checkpoint(directory: Path, num_processes: int) -> str | None:
-    """The last checkpoint that was written whole; the trainer writes its state last."""
-    found = [path for path in directory.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def _record(index: int, completions: list[Completion]) -> dict:
-    return {
-        "index": index,
-        "completions": [completion.text for completion in completions],
-        "num_tokens": [completion.num_tokens for completion in completions],
-        "truncated": [completion.finish_reason == "length" for completion in completions],
-    }
 
 
 def _flat(record: dict) -> dict:

@@ -134,7 +134,7 @@ class ProcessRewardModel:
         if device is not None and model_init_kwargs.get("quantization_config") is not None:
             model_init_kwargs.setdefault("device_map", {"": device})  # quantized as it is loaded, so loaded there
         model_init_kwargs.setdefault("num_labels", saved.get("num_labels"))
-        with _loaded_whole():
+        with loaded_whole():
             model = _load_model(path, resolved, hub_arguments, dtype=dtype, **model_init_kwargs)
         if device is not None and not getattr(model, "is_quantized", False):
             model = model.to(device)
@@ -323,7 +323,7 @@ def _resolve_format(path: str, format: PRMFormat | str | None, saved: dict | Non
 
 
 @contextmanager
-def _loaded_whole() -> Iterator[None]:
+def loaded_whole() -> Iterator[None]:
     """
     While active, `from_pretrained` gives every process the whole model. Beside a policy under ZeRO-3 it would split
     the weights, and no trainer puts a scorer's weights together again. (Under FSDP it does not split them.)

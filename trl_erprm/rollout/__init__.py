@@ -3,9 +3,10 @@
 from .engine import (
     Completion,
     Prefix,
+    PrefixTooLongError,
     RolloutEngine,
     SamplingOptions,
     load_engine,
 )
 
-__all__ = ["Completion", "Prefix", "RolloutEngine", "SamplingOptions", "load_engine"]
+__all__ = ["Completion", "Prefix", "PrefixTooLongError", "RolloutEngine", "SamplingOptions", "load_engine"]

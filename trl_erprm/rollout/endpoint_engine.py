@@ -40,7 +40,7 @@ try:
 except ImportError:  # reported where an engine is made
     httpx = None
 
-from .engine import Completion, Prefix, SamplingOptions, check_request, sample_keys
+from .engine import Completion, Prefix, PrefixTooLongError, SamplingOptions, check_request, sample_keys
 from .rendering import check_window, cut_at_stop, encode, render, request_seed
 
 if TYPE_CHECKING:
@@ -205,9 +205,10 @@ class EndpointEngine:
         event loop runs already (a notebook).
 
         Raises:
-            ValueError: if a prefix is empty or too long for the context window (with its index), if messages are given
-                and there is no tokenizer or chat template, if a number is out of range, or if the server rejects the
-                request (with its status and message).
+            ValueError: if a prefix is empty, if messages are given and there is no tokenizer or chat template, if a
+                number is out of range, or if the server rejects the request (with its status and message).
+            PrefixTooLongError: if prefixes and `max_new_tokens` together exceed `context_window`, or if the server
+                says so of one.
             PermissionError: if the server wants another API key.
             ConnectionError: if no server has answered after all retries.
         """
@@ -217,8 +218,8 @@ class EndpointEngine:
         prompts = [self._prompt(index, prefix, options) for index, prefix in enumerate(prefixes)]
         if self.tokenizer is not None:
             encoded = encode(prefixes, [prompt.text for prompt in prompts], self.tokenizer)
-            for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-                check_window(index, len(ids), self.context_window, options.max_new_tokens)
+            check_window(list(map(len, encoded)), self.context_window, options.max_new_tokens)
+            for prompt, ids in zip(prompts, encoded, strict=True):
                 prompt.ids = ids
         is_greedy = options.temperature == 0
         wanted = range(1) if is_greedy else range(first_sample, first_sample + num_samples)
@@ -241,6 +242,25 @@ class EndpointEngine:
                 "option of the server, to be sent as `extra_body`.",
             )
         return grouped
+
+    def describe(self) -> dict[str, Any]:
+        """The servers and what each says of the model (`GET /models`), for the manifest of a run.
+
+        A server that does not answer, or has no such list, is noted with the reason.
+        """
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        servers = {}
+        with httpx.Client(headers=headers, timeout=_CONNECT_TIMEOUT) as client:
+            for url in self.urls:
+                try:
+                    listed = client.get(f"{url}/models").raise_for_status().json()["data"]
+                    found = [one for one in listed if self.model in (one["id"], one.get("root"))]
+                    # Without permissions and the like, and without times, which some set anew for each answer
+                    names = ("id", "root", "parent", "max_model_len", "owned_by", "meta")
+                    servers[url] = {name: found[0][name] for name in names if found and found[0].get(name) is not None}
+                except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    servers[url] = f"{type(error).__name__}: {error}"
+        return {"model": self.model, "servers": servers}
 
     def _prompt(self, index: int, prefix: Prefix, options: SamplingOptions) -> "_Prompt":
         if self.tokenizer is not None:
@@ -483,10 +503,11 @@ class _Run:
             raise _Fault(f"status {status}: {message}", wait=_seconds(response.headers.get("retry-after")))
         if status in (400, 413, 422) and _CONTEXT_ERROR.search(message):
             length = "" if job.prompt.ids is None else f" ({len(job.prompt.ids)} tokens)"
-            raise ValueError(
+            raise PrefixTooLongError(
                 f"Prefix {job.prompt.index}{length} and `max_new_tokens`={self.options.max_new_tokens} must fit into "
                 f"the context window of the server, got status {status} from {url}: {message}. Lower "
-                "`max_new_tokens`, or leave this prefix out."
+                "`max_new_tokens`, or leave this prefix out.",
+                [job.prompt.index],
             )
         if status in (400, 422) and engine._leave_out(body, message, self.options):
             raise _LeftOut
@@ -530,10 +551,11 @@ class _Run:
             # Some servers shorten `max_tokens` to what is left of the window. (One token less: of a server that does
             # not count the last one.)
             if used is not None and job.size == 1 and reason == "length" and used < options.max_new_tokens - 1:
-                raise ValueError(
+                raise PrefixTooLongError(
                     f"Prefix {job.prompt.index} and `max_new_tokens`={options.max_new_tokens} must fit into the "
                     f"context window of the server, got an answer that was cut off after {used} tokens. Lower "
-                    "`max_new_tokens`, or leave this prefix out."
+                    "`max_new_tokens`, or leave this prefix out.",
+                    [job.prompt.index],
                 )
             completions.append(Completion(text, num_tokens, reason, reported if stop_text is None else stop_text))
         return completions

@@ -19,7 +19,15 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from trl_erprm.choices import check_choice
 from trl_erprm.manifest import content_hash
 
-__all__ = ["Completion", "Prefix", "RolloutEngine", "SamplingOptions", "load_engine", "sample_keys"]
+__all__ = [
+    "Completion",
+    "Prefix",
+    "PrefixTooLongError",
+    "RolloutEngine",
+    "SamplingOptions",
+    "load_engine",
+    "sample_keys",
+]
 
 Message = dict[str, Any]
 
@@ -159,6 +167,22 @@ class Completion:
     stop_text: str | None = field(default=None, compare=False)
 
 
+class PrefixTooLongError(ValueError):
+    """Prefixes leave no room for `max_new_tokens` in the context window of the model.
+
+    Args:
+        message (`str`):
+            What does not fit, and what to do.
+        indices (`Sequence[int]`):
+            The prefixes of the request of which this is known, rising, at least one. An engine that can measure
+            prefixes names all of them, one that is told by a server the first.
+    """
+
+    def __init__(self, message: str, indices: Sequence[int]):
+        super().__init__(message)
+        self.indices = list(indices)
+
+
 @runtime_checkable
 class RolloutEngine(Protocol):
     """Samples completions of prefixes.
@@ -173,6 +197,8 @@ class RolloutEngine(Protocol):
       seed a request; [`~rollout.endpoint_engine`] lists which servers do it.) Two engines draw different samples from
       one distribution; greedy decoding is the same everywhere.
     - No prefixes give `[]`. The model's own generation defaults are not applied.
+    - If a prefix and `max_new_tokens` do not fit into the context window, [`PrefixTooLongError`] names it, and the
+      others can be asked for again.
     """
 
     def generate(
@@ -199,6 +225,15 @@ class RolloutEngine(Protocol):
             `list[list[Completion]]`: of shape `(len(prefixes), num_samples)`.
         """
         ...
+
+
+def description_of(engine: RolloutEngine) -> dict[str, Any]:
+    """What ran the model, for the manifest of a run: what the engine's `describe` says, and its class.
+
+    An engine may do without `describe`.
+    """
+    describe = getattr(engine, "describe", None)
+    return {"engine": type(engine).__name__, **(describe() if callable(describe) else {})}
 
 
 def load_engine(name: str, **kwargs: Any) -> RolloutEngine:

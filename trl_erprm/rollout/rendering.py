@@ -1,10 +1,9 @@
-"""From a prefix to what a model reads, and from what it wrote to a completion: what engines outside of this process's
-transformers model share."""
+"""From a prefix to what a model reads, and from what it wrote to a completion: what the engines share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .engine import Prefix
+from .engine import Prefix, PrefixTooLongError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +43,9 @@ def render(index: int, prefix: Prefix, tokenizer: "PreTrainedTokenizerBase") -> 
     return opening + prefix.completion
 
 
-def encode(prefixes: Sequence[Prefix], texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+def encode(
+    prefixes: Sequence[Prefix], texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", first_index: int = 0
+) -> list[list[int]]:
     """Token ids of rendered prefixes.
 
     Prompts that are text get the tokenizer's special tokens; a chat template has written them already. An
@@ -57,6 +58,8 @@ def encode(prefixes: Sequence[Prefix], texts: Sequence[str], tokenizer: "PreTrai
             What [`render`] made of them.
         tokenizer (`PreTrainedTokenizerBase`):
             The tokenizer of the policy.
+        first_index (`int`, *optional*, defaults to `0`):
+            Number of the first prefix, for the message.
 
     Raises:
         ValueError: if a prefix has no tokens.
@@ -69,19 +72,35 @@ def encode(prefixes: Sequence[Prefix], texts: Sequence[str], tokenizer: "PreTrai
             batch = tokenizer([texts[index] for index in indices], add_special_tokens=is_text)["input_ids"]
             for index, ids in zip(indices, batch, strict=True):
                 encoded[index] = ids[:-1] if is_text and closes_texts else ids
-    for index, ids in enumerate(encoded):
+    for index, ids in enumerate(encoded, first_index):
         if not ids:
             raise ValueError(f"Prefix {index} has no tokens. Pass a prompt that is not empty.")
     return encoded
 
 
-def check_window(index: int, num_tokens: int, window: int | None, max_new_tokens: int) -> None:
-    """Raises `ValueError` if a prefix of so many tokens leaves no room for `max_new_tokens` in the context window."""
-    if window is not None and num_tokens > window - max_new_tokens:
-        raise ValueError(
-            f"Prefix {index} has {num_tokens} tokens, and at most {max(0, window - max_new_tokens)} fit: the context "
-            f"window of {window} tokens less `max_new_tokens`={max_new_tokens}. Lower `max_new_tokens`, or leave this "
-            "prefix out."
+def check_window(lengths: Sequence[int], window: int | None, max_new_tokens: int) -> None:
+    """Raises [`~rollout.engine.PrefixTooLongError`] unless each prefix leaves room for `max_new_tokens` in the context
+    window.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of each prefix.
+        window (`int`, *optional*):
+            Most tokens of a prefix and its completion; None if it is not known.
+        max_new_tokens (`int`):
+            Most tokens of a completion.
+    """
+    if window is None:
+        return
+    room = max(0, window - max_new_tokens)
+    if too_long := [index for index, length in enumerate(lengths) if length > room]:
+        first, *others = too_long
+        raise PrefixTooLongError(
+            f"Prefix {first} has {lengths[first]} tokens, and at most {room} fit: the context window of {window} "
+            f"tokens less `max_new_tokens`={max_new_tokens}"
+            + (f" ({len(others)} other prefixes do not fit either)" if others else "")
+            + ". Lower `max_new_tokens`, or leave out what does not fit.",
+            too_long,
         )
 
 

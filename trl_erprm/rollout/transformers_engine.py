@@ -1,9 +1,6 @@
 """Rollouts from a transformers model in this process.
 
-Sampling is independent of the batch. `torch.multinomial` draws from one stream for the whole batch, so that a sample
-changes with every other row. Here each sample has its own stream: SplitMix64 (Steele, Lea and Flood, 2014), keyed by
-the hash of seed, prefix and sample number, gives one uniform number for each position. The token is then chosen by
-inverting the cumulative distribution at that number.
+Sampling is independent of the batch: see [`~rollout.token_sampling`].
 
 There are two loops. Decoders of text whose layers all have full attention run in our own: each prefix goes through the
 model once, whatever the number of its samples, its keys and values stay in one place for all of them
@@ -28,24 +25,17 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache, GenerationConfig
-from transformers.generation import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .engine import Completion, Prefix, SamplingOptions, check_request, sample_keys
-from .rendering import cut_at_stop
+from .rendering import check_window, cut_at_stop, encode, render
 from .shared_cache import NotShareableError, SharedPrefixCache, base_model, shared_prefix_attention, why_not_shareable
+from .token_sampling import InverseTransformSampler, SampledTokenOnTop, uniform_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,8 +126,6 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.progress = progress
         self._anchor_id, self._anchor_text = _find_anchor(tokenizer)
-        # Some tokenizers close every text with an end token, after which nothing would be continued.
-        self._closes_texts = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
         self._stop_tokens: dict[tuple[str, ...], torch.Tensor] = {}
         self._pad_id = tokenizer.pad_token_id
         if self._pad_id is None:
@@ -159,9 +147,9 @@ class TransformersEngine:
         Greedy decoding (`temperature=0`) runs once a prefix; its samples are equal.
 
         Raises:
-            ValueError: if a prefix is empty, if a prefix and `max_new_tokens` together exceed the context window of
-                the model (with the index of the prefix), if messages are given and the tokenizer has no chat template,
-                or if `num_samples` or `first_sample` is out of range.
+            ValueError: if a prefix is empty, if messages are given and the tokenizer has no chat template, or if
+                `num_samples` or `first_sample` is out of range.
+            PrefixTooLongError: if prefixes and `max_new_tokens` together exceed the context window of the model.
             FloatingPointError: if the model gives logits from which nothing can be sampled (nan or all -inf).
         """
         check_request(prefixes, num_samples, first_sample)
@@ -189,6 +177,15 @@ class TransformersEngine:
                 if self.progress is not None:
                     self.progress(len(ended) * (num_samples if is_greedy else 1))
         return [of_prefix * num_samples for of_prefix in completions] if is_greedy else completions
+
+    def describe(self) -> dict[str, Any]:
+        """Model, revision (of a model from the Hub) and dtype, for the manifest of a run."""
+        config = self.model.config
+        return {
+            "model": config.name_or_path,
+            "revision": getattr(config, "_commit_hash", None),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
 
     def _run(
         self, rows: Callable[[], Iterator[_Row]], options: SamplingOptions, end_ids: list[int]
@@ -221,7 +218,7 @@ class TransformersEngine:
         the same order. Each pass of the inner loop feeds each row its last token.
         """
         device = self.model.device
-        sampler = _InverseTransformSampler(options)
+        sampler = InverseTransformSampler(options)
         can_end = self._can_end_stop_text(options.stop).tolist() if options.stop else None
         cache = SharedPrefixCache()
         running: list[_Row] = []
@@ -254,7 +251,8 @@ class TransformersEngine:
                 group_of_row=[group[row.prefix] for row in running],
                 num_written=[max(0, len(row.tokens) - 1) for row in running],
             )
-            uniforms = torch.cat([uniforms[kept], _uniform_rows(new, options).to(device)])
+            numbers = uniform_numbers([row.key for row in new], options.max_new_tokens)
+            uniforms = torch.cat([uniforms[kept], numbers.to(device)])
             if new:
                 logits = torch.stack([logits_behind[row.prefix] for row in new])
                 self._write(new, sampler.draw(logits, uniforms[len(kept) :, :1]), options, end_ids, can_end)
@@ -320,10 +318,10 @@ class TransformersEngine:
     def _run_generate(self, rows: list[_Row], options: SamplingOptions, end_ids: list[int]) -> None:
         input_ids, attention_mask = self._left_padded([row.prefix for row in rows])
         width = input_ids.shape[1]
-        sampler, processors = _InverseTransformSampler(options), LogitsProcessorList()
+        sampler, processors = InverseTransformSampler(options), LogitsProcessorList()
         if options.temperature > 0:
-            uniforms = _uniform_rows(rows, options).to(self.model.device)
-            processors.append(_SampledTokenOnTop(sampler, uniforms, width))
+            uniforms = uniform_numbers([row.key for row in rows], options.max_new_tokens).to(self.model.device)
+            processors.append(SampledTokenOnTop(sampler, uniforms, width))
         stop = None
         if options.stop:
             stop = _StopTextCriteria(options.stop, width, end_ids, self._can_end_stop_text(options.stop), self._decode)
@@ -376,50 +374,17 @@ class TransformersEngine:
 
     def _encode(self, prefixes: Sequence[Prefix], options: SamplingOptions) -> list[_Encoded]:
         """Token ids of the prefixes, each checked against the context window."""
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         known: dict[bytes, _Encoded] = {}
         encoded = []
         for start in range(0, len(prefixes), 1024):  # not all at once, since a tokenizer's output takes much room
-            for index, ids in enumerate(self._token_ids(prefixes[start : start + 1024], start), start):
-                if not ids:
-                    raise ValueError(f"Prefix {index} has no tokens. Pass a prompt that is not empty.")
-                if window is not None and len(ids) > window - options.max_new_tokens:
-                    raise ValueError(
-                        f"Prefix {index} has {len(ids)} tokens, and at most {max(0, window - options.max_new_tokens)} "
-                        f"fit: the context window of {window} tokens less `max_new_tokens`={options.max_new_tokens}. "
-                        "Lower `max_new_tokens`, or leave this prefix out."
-                    )
+            part = prefixes[start : start + 1024]
+            texts = [render(index, prefix, self.tokenizer) for index, prefix in enumerate(part, start)]
+            for ids in encode(part, texts, self.tokenizer, first_index=start):
                 array = np.array(ids, dtype=np.int32)
                 encoded.append(known.setdefault(array.tobytes(), _Encoded(array)))
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        check_window([len(ids) for ids in encoded], window, options.max_new_tokens)
         return encoded
-
-    def _token_ids(self, prefixes: Sequence[Prefix], start: int) -> list[list[int]]:
-        is_text = [isinstance(prefix.prompt, str) for prefix in prefixes]
-        texts = [self._render(index, prefix) for index, prefix in enumerate(prefixes, start)]
-        token_ids: list[list[int]] = [[]] * len(texts)
-        # A chat template has written the special tokens already. One call for many texts: a call costs 0.1 ms.
-        for add_special_tokens in (True, False):
-            indices = [index for index, of_text in enumerate(is_text) if of_text is add_special_tokens]
-            if not indices:
-                continue
-            batch = self.tokenizer([texts[index] for index in indices], add_special_tokens=add_special_tokens)
-            for index, ids in zip(indices, batch["input_ids"], strict=True):
-                token_ids[index] = ids[:-1] if add_special_tokens and self._closes_texts else ids
-        return token_ids
-
-    def _render(self, index: int, prefix: Prefix) -> str:
-        if isinstance(prefix.prompt, str):
-            return prefix.prompt + prefix.completion
-        if not self.tokenizer.chat_template:
-            raise ValueError(
-                f"Prefix {index} holds messages, and the tokenizer has no chat template. Set "
-                "`tokenizer.chat_template`, or pass prompts as text."
-            )
-        continues = prefix.prompt[-1]["role"] == "assistant"
-        opening = self.tokenizer.apply_chat_template(
-            prefix.prompt, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
-        )
-        return opening + prefix.completion
 
     def _end_ids(self, defaults: GenerationConfig | None) -> list[int]:
         """End-of-sequence tokens: those of the checkpoint (chat models have several) and the tokenizer's."""
@@ -458,65 +423,6 @@ class TransformersEngine:
             can_end[: len(texts)] = torch.tensor([not last.isdisjoint(text) for text in texts])
             self._stop_tokens[stop] = can_end
         return self._stop_tokens[stop].to(self.model.device)
-
-
-class _InverseTransformSampler:
-    """Chooses tokens: temperature, top-k and top-p, then inversion; at temperature 0 the likeliest.
-
-    In float32, as float64 would double the traffic of the largest array of a step. Over 150,000 tokens the cumulative
-    probability is then off by 1e-7 on a CPU (torch adds up in float64 there) and about 1e-5 at worst on a GPU (block
-    by block), far below sampling error.
-    """
-
-    def __init__(self, options: SamplingOptions):
-        self.is_greedy = options.temperature == 0
-        self.failed: torch.Tensor | bool = (
-            False  # read by `check`: not in every step, as a GPU would have to be awaited
-        )
-        self.warpers = LogitsProcessorList()  # the order is that of `generate`
-        if options.temperature not in (0, 1):
-            self.warpers.append(TemperatureLogitsWarper(float(options.temperature)))
-        if options.top_k > 0:
-            self.warpers.append(TopKLogitsWarper(options.top_k))
-        if options.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(options.top_p))
-
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """Tokens `(B, 1)` from logits `(B, V)` and uniform numbers `(B, 1)`."""
-        if self.is_greedy:
-            return logits.argmax(dim=-1, keepdim=True)
-        probabilities = self.warpers(None, logits.float()).softmax(dim=-1)
-        cumulative = probabilities.cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        self.failed |= ~torch.isfinite(total).all()
-        # Against the total instead of 1, so that rounding of the sum cannot lead past the last token; and below it,
-        # as the product may round up to it.
-        target = torch.minimum(uniforms * total, total * (1 - 2**-23))
-        tokens = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[1] - 1)
-        # A parallel sum need not rise monotonically in its last digit: a token that was filtered out is never taken.
-        is_excluded = probabilities.gather(1, tokens) == 0
-        return torch.where(is_excluded, probabilities.argmax(dim=-1, keepdim=True), tokens)
-
-    def check(self) -> None:
-        if bool(self.failed):
-            raise FloatingPointError(
-                "The model must give logits from which a token can be sampled, got nan or only -inf. Check the "
-                "weights and the dtype of the model; float16 overflows where bfloat16 does not."
-            )
-
-
-class _SampledTokenOnTop(LogitsProcessor):
-    """Hands the tokens of a sampler to a `generate` that runs greedily."""
-
-    def __init__(self, sampler: _InverseTransformSampler, uniforms: torch.Tensor, prefix_length: int):
-        self.sampler = sampler
-        self.uniforms = uniforms  # (B, max_new_tokens)
-        self.prefix_length = prefix_length
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        # `generate` may compute a step that it then takes back, hence the clamp.
-        position = min(input_ids.shape[1] - self.prefix_length, self.uniforms.shape[1] - 1)
-        return scores.scatter(1, self.sampler.draw(scores, self.uniforms[:, position : position + 1]), torch.inf)
 
 
 class _StopTextCriteria(StoppingCriteria):
@@ -558,26 +464,6 @@ class _StopTextCriteria(StoppingCriteria):
 
     def _is_in(self, text: str) -> bool:
         return any(stop in text for stop in self.stop)
-
-
-def _uniform_rows(rows: list[_Row], options: SamplingOptions) -> torch.Tensor:
-    keys = np.array([row.key for row in rows], dtype=np.uint64)
-    return torch.from_numpy(_uniform_numbers(keys, options.max_new_tokens))
-
-
-def _uniform_numbers(keys: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float32 of shape `(len(keys), count)`: SplitMix64, one stream a key.
-
-    Number t of a stream is a hash of `key + (t + 1) * gamma`, so the whole matrix is computed at once, and a number
-    does not depend on how many are asked for.
-    """
-    positions = np.arange(1, count + 1, dtype=np.uint64)
-    z = keys[:, None] + positions * np.uint64(0x9E3779B97F4A7C15)  # wraps around at 2^64, as it should
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    # The upper 24 bits: as many as float32 holds exactly.
-    return (z >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def _find_anchor(tokenizer: "PreTrainedTokenizerBase") -> tuple[int | None, str]:

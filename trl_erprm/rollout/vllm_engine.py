@@ -81,9 +81,9 @@ class VLLMEngine:
         Greedy decoding (`temperature=0`) runs once a prefix; its samples are equal.
 
         Raises:
-            ValueError: if a prefix is empty, if a prefix and `max_new_tokens` together exceed `max_model_len` (with
-                the index of the prefix), if messages are given and the tokenizer has no chat template, or if
+            ValueError: if a prefix is empty, if messages are given and the tokenizer has no chat template, or if
                 `num_samples` or `first_sample` is out of range.
+            PrefixTooLongError: if prefixes and `max_new_tokens` together exceed `max_model_len`.
             RuntimeError: if vLLM gives a request up.
         """
         from vllm import SamplingParams
@@ -95,8 +95,9 @@ class VLLMEngine:
         samples_to_run = 1 if is_greedy else num_samples
         texts = [render(index, prefix, self.tokenizer) for index, prefix in enumerate(prefixes)]
         prompts, params = [], []
-        for index, ids in enumerate(encode(prefixes, texts, self.tokenizer)):
-            check_window(index, len(ids), self._window, options.max_new_tokens)
+        encoded = encode(prefixes, texts, self.tokenizer)
+        check_window(list(map(len, encoded)), self._window, options.max_new_tokens)
+        for index, ids in enumerate(encoded):
             for key in sample_keys(prefixes[index], options.seed, samples_to_run, first_sample):
                 prompts.append({"prompt_token_ids": ids})
                 params.append(
@@ -115,6 +116,16 @@ class VLLMEngine:
             self.progress(len(prefixes) * num_samples)
         grouped = [completions[i : i + samples_to_run] for i in range(0, len(completions), samples_to_run)]
         return [group * num_samples for group in grouped] if is_greedy else grouped
+
+    def describe(self) -> dict[str, Any]:
+        """Model, revision, dtype and context window, for the manifest of a run."""
+        config = self.llm.llm_engine.model_config
+        return {
+            "model": config.model,
+            "revision": config.revision,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "context_window": self._window,
+        }
 
 
 def _completion(output: "vllm.CompletionOutput", options: SamplingOptions) -> Completion:

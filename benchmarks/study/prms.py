@@ -1,0 +1,150 @@
+"""The parts `labels` and `prms`: a policy, its rollouts, and PRMs from the same rollouts under the same budget."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+
+from trl_erprm import ERPRMConfig, ERPRMTrainer, LabelingConfig, MonteCarloLabeler
+from trl_erprm.arithmetic import ArithmeticTask, build_model, build_tokenizer, train_policy
+from trl_erprm.manifest import weights_fingerprint
+from trl_erprm.rollout import RolloutEngine, load_engine
+
+from .config import StudyConfig, read_label
+from .units import Unit
+
+GENERATION_BATCH_SIZE = 512
+ON_CPU = {
+    "use_cpu": True,  # models of a few hundred thousand parameters: several processes on a CPU beat a GPU
+    "bf16": False,
+    "activation_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "save_strategy": "no",
+}
+"""Arguments of every trainer of the study."""
+
+
+def load_policy_engine(directory: Path) -> RolloutEngine:
+    """The engine that samples from the policy of a task."""
+    policy = directory / "policy"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+    return load_engine("transformers", model=model, tokenizer=tokenizer, batch_size=GENERATION_BATCH_SIZE)
+
+
+def make_labels(config: StudyConfig, unit: Unit) -> dict[str, Any]:
+    """Trains the policy, samples solutions and rolls out their prefixes. The counts are what is kept."""
+    directory = unit.directory(config.output_dir)
+    task = config.task(unit.difficulty, unit.seed)
+    num_steps = config.difficulties[unit.difficulty]["policy_steps"]
+    train_policy(task, directory / "policy", num_steps=num_steps, seed=unit.seed)
+    build_tokenizer().save_pretrained(directory / "base")
+    # A layer more than the policy: checking a step compares its result with what the policy would compute.
+    build_model(num_layers=3, seed=unit.seed).save_pretrained(directory / "base")
+
+    settings = dict(config.labeling)
+    prompts = task.dataset("train", settings.pop("num_prompts"))
+    labeling = LabelingConfig(
+        num_rollouts=config.most_rollouts,
+        eta=0.0,  # of no effect: PRMs make their labels from the counts
+        max_new_tokens=config.max_new_tokens(unit.difficulty),
+        verify_how="arithmetic",
+        prefixes_per_chunk=512,
+        seed=unit.seed,
+        **settings,
+    )
+    labeler = MonteCarloLabeler(load_policy_engine(directory), labeling, policy_name=f"policy of seed {unit.seed}")
+    rows = labeler.label(prompts, directory / "labels")
+    names = ("num_solutions", "num_unique_prefixes", "num_rollouts", "unparsed_share")
+    return {
+        **{name: labeler.summary[name] for name in names},
+        "right_answers": float(np.mean([outcome or 0.0 for outcome in rows["outcome"]])),
+        "share_error": {n: share_error(task, counted_rows(rows, n, unit.seed)) for n in config.num_rollouts},
+    }
+
+
+def counted_rows(rows: Sequence[Mapping[str, Any]] | Dataset, num_rollouts: int, seed: int) -> list[dict[str, Any]]:
+    """
+    Rows as if each prefix had had `num_rollouts` rollouts: that many of its own, drawn at random without replacement.
+
+    Equal prefixes keep equal counts, as they have the same rollouts, and the draw for fewer rollouts is a part of the
+    draw for more. The last step has its own outcome, and no rollout to draw from.
+
+    Args:
+        rows (`Sequence[Mapping]` or `Dataset`):
+            Labelled rows, with `num_correct` and `num_rollouts`.
+        num_rollouts (`int`):
+            Rollouts to keep of each prefix, at most as many as there are.
+        seed (`int`):
+            Seed of the draw.
+
+    Returns:
+        `list[dict]`: `prompt`, `completions`, `num_correct`, `num_rollouts` and `outcome` of each row.
+    """
+    drawn: dict[tuple, int] = {}
+    rng = np.random.default_rng([seed, 20])
+    counted = []
+    for row in rows:
+        steps, correct, total = row["completions"], list(row["num_correct"]), list(row["num_rollouts"])
+        for k in range(len(steps) - 1):
+            key = (row["prompt"], *steps[: k + 1])
+            if key not in drawn:
+                # The first `num_rollouts` of all in random order, of which `correct` are right.
+                drawn[key] = int((rng.permutation(total[k])[:num_rollouts] < correct[k]).sum())
+            correct[k], total[k] = drawn[key], min(num_rollouts, total[k])
+        kept = {"prompt": row["prompt"], "completions": steps, "outcome": row["outcome"]}
+        counted.append({**kept, "num_correct": correct, "num_rollouts": total})
+    return counted
+
+
+def share_error(task: ArithmeticTask, rows: Sequence[Mapping[str, Any]]) -> float:
+    """Root mean square error of the share of right rollouts against the exact value, over different prefixes."""
+    errors: dict[tuple, float] = {}
+    for row in rows:
+        prompt, steps = row["prompt"], row["completions"]
+        if not task.is_well_formed(prompt, steps):
+            continue
+        for k in range(len(steps) - 1):
+            key = (prompt, *steps[: k + 1])
+            if key not in errors and row["num_rollouts"][k]:
+                share = row["num_correct"][k] / row["num_rollouts"][k]
+                errors[key] = share - task.exact_value(prompt, steps[: k + 1])
+    return float(np.sqrt(np.mean(np.square(list(errors.values())))))
+
+
+def train_prm(config: StudyConfig, unit: Unit) -> dict[str, Any]:
+    """Trains a PRM. Weights at the start, rows, their order and the number of steps are those of all PRMs of a task."""
+    directory, label = unit.directory(config.output_dir), read_label(unit.label)
+    rows = [row for path in [directory / "labels" / "labels.jsonl"] for row in Dataset.from_json(str(path))]
+    args = ERPRMConfig(
+        str(directory / "prms" / unit.prm_name),
+        eta=label.eta,
+        train_on_last_step_only=label.is_outcome,
+        head="token_classification",
+        max_length=128,
+        padding_free=False,  # short rows of like lengths on a tiny model: one batched call is faster
+        logging_steps=100,
+        seed=unit.seed + label.seed_offset,
+        **ON_CPU,
+        **config.prm,
+    )
+    trainer = ERPRMTrainer(
+        str(directory / "base"),
+        args=args,
+        train_dataset=Dataset.from_list(counted_rows(rows, unit.num_rollouts, unit.seed)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    start = weights_fingerprint(trainer.model)
+    trainer.train()
+    trainer.save_model()
+    logged = next(entry for entry in reversed(trainer.state.log_history) if "step_accuracy" in entry)
+    return {
+        "num_steps": trainer.state.global_step,
+        "start": start,
+        "loss": logged["loss"],
+        "mean_label": logged["mean_label"],
+    }

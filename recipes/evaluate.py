@@ -23,6 +23,7 @@ from rich.console import Console
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, load_policy, load_prompts, process_state
 from trl_erprm.arithmetic import ArithmeticTask
+from trl_erprm.choices import check_choice
 from trl_erprm.evaluation.candidates import CandidatePool, make_pool, read_candidates, read_step_scores, write_rows
 from trl_erprm.evaluation.comparison import aggregated_scores, calibrate_scorers, compare_scorers
 from trl_erprm.evaluation.html_report import write_report
@@ -31,7 +32,7 @@ from trl_erprm.evaluation.report import comparison_table
 from trl_erprm.evaluation.search import best_of_n_curve, search_curve
 from trl_erprm.evaluation.step_pairs import step_pair_accuracy
 from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
-from trl_erprm.prm.aggregation import check_aggregation
+from trl_erprm.prm.aggregation import AGGREGATIONS, check_aggregation
 from trl_erprm.rollout import Prefix, RolloutEngine, SamplingOptions, load_engine
 
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
     args, model_args, data_args = parser.parse_args_and_config(
         argv or ["--config", str(stages.CONFIGS / "evaluate.yaml")]
     )
-    own_aggregations = dict(text.split("=", 1) for text in args.own_aggregations or [])
+    own_aggregations = _own_aggregations(args.own_aggregations)
     for how in (args.aggregation, *own_aggregations.values()):
         check_aggregation(how)
     output_dir = Path(args.output_dir)
@@ -92,6 +93,10 @@ def main(argv: list[str] | None = None) -> dict:
         raise ValueError(stages.missing("prm_path", "evaluate"))
     if score_files and not args.candidates:
         raise ValueError("`step_scores` goes with `candidates`, the file of what was scored. Give it, too.")
+    for name in own_aggregations:
+        check_choice("own_aggregations", name, [*score_files, *prms])
+    if both := set(prms) & set(score_files):
+        raise ValueError(f"`prm_path` and `step_scores` must have names of their own, got {sorted(both)} in both.")
     if args.search_budgets and (args.candidates or not prms):
         raise ValueError("`search_budgets` needs a policy and a PRM: give `prm_path`, and no `candidates`.")
     if not is_main:
@@ -128,7 +133,8 @@ def main(argv: list[str] | None = None) -> dict:
         scores[name] = read_step_scores(kept, pool)
 
     # Measure
-    metrics = compare_scorers(pool, scores, args.aggregation, own_aggregations, seed=args.seed)
+    aggregations = list(dict.fromkeys((*AGGREGATIONS, args.aggregation, *own_aggregations.values())))
+    metrics = compare_scorers(pool, scores, args.aggregation, own_aggregations, aggregations, seed=args.seed)
     metrics["calibration"] = calibrate_scorers(pool, scores, etas)
     if task is not None:
         metrics["steps"] = {name: _step_metrics(task, pool, of_scorer) for name, of_scorer in scores.items()}
@@ -164,6 +170,14 @@ def _named(paths: list[str] | None, argument: str) -> dict[str, str]:
             )
         named[name] = path
     return named
+
+
+def _own_aggregations(texts: list[str] | None) -> dict[str, str]:
+    """Aggregation by name, from 'name=aggregation'."""
+    for text in texts or []:
+        if "=" not in text:
+            raise ValueError(f"`own_aggregations` must be written 'name=aggregation', got {text!r}.")
+    return dict(text.split("=", 1) for text in texts or [])
 
 
 def _problems(data_args: DataArguments, task: ArithmeticTask | None, split_how: str) -> Dataset:
@@ -291,7 +305,7 @@ def _step_metrics(task: ArithmeticTask, pool: CandidatePool, step_scores: list) 
     scores = [step_scores[i][j] for i, j in judged]
     is_right = [task.check_steps(prompt, of_one) for prompt, of_one in zip(prompts, steps, strict=True)]
     is_prefix_right = [[all(of_one[: k + 1]) for k in range(len(of_one))] for of_one in is_right]
-    pair_accuracy, _ = step_pair_accuracy(prompts, steps, scores, is_prefix_right)
+    pair_accuracy, num_pairs = step_pair_accuracy(prompts, steps, scores, is_prefix_right)
     # One half of the problems chooses the threshold for the other.
     halves = ("chosen on" if i < pool.num_problems // 2 else "measured on" for i, _ in judged)
     rows = [
@@ -301,6 +315,7 @@ def _step_metrics(task: ArithmeticTask, pool: CandidatePool, step_scores: list) 
     found = measure_judged_rows(rows, scores, threshold_on="chosen on")["measured on"].first_errors
     return {
         "step_pair_accuracy": pair_accuracy,
+        "num_step_pairs": num_pairs,
         "first_error_f1": list(found.f1),
         "error_found": found.accuracy_erroneous.mean,
         "no_error_seen": found.accuracy_correct.mean,

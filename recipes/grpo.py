@@ -7,9 +7,11 @@ Without arguments the embedded task is run: the policy, the labels and the PRM a
 (`recipes/stages.py`), each kept under `outputs/arithmetic/` and reused by the next run.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import stages
 from rich.console import Console
@@ -33,6 +35,9 @@ class ScriptArguments:
     split_how: str = field(default="newline", metadata={"help": "How completions are split into steps."})
     answer_how: str = field(default="auto", metadata={"help": "How answers are read: see `verify_answer`."})
     scoring_batch_size: int = field(default=32, metadata={"help": "Completions the PRM scores at once."})
+    guards: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Bounds on steps against reward hacking, see `StepGuards`; JSON."}
+    )
     task: str | None = field(
         default=None,
         metadata={
@@ -52,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     # Load
     is_well_formed = None
     if script_args.task == "arithmetic":
-        task = stages.prepare(Path(training_args.output_dir).parent, training_args.seed)
+        root = Path(training_args.output_dir).parent
+        task = stages.prepare(root, training_args.seed, "GRPO: each step of a completion has an advantage of its own")
         model_args.model_name_or_path, script_args.prm_path = str(task.policy_dir), str(task.prm_dir)
         prompts = task.task.dataset(data_args.dataset_split, data_args.num_rows)
         held_out = task.task.dataset(data_args.eval_split or "test", data_args.num_eval_rows)
@@ -61,7 +67,12 @@ def main(argv: list[str] | None = None) -> None:
         if not script_args.prm_path:
             raise ValueError(stages.missing("prm_path", "grpo"))
         prompts, held_out = load_prompts(data_args, script_args.split_how)
+        # Worked solutions bring a column `completions`, TRL's name for what was sampled.
+        taken = {"completions"}.intersection(prompts.column_names)
+        prompts, held_out = (rows and rows.remove_columns(list(taken)) for rows in (prompts, held_out))
     policy, tokenizer = load_policy(model_args)
+    # At the start of training rather than before it: DeepSpeed cannot evaluate what it does not train yet.
+    training_args.eval_on_start = held_out is not None
 
     # Build
     process_reward = ProcessReward(
@@ -70,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         split_how=script_args.split_how,
         answer_how=script_args.answer_how,
         is_well_formed=is_well_formed,
+        guards=json.loads(script_args.guards) if isinstance(script_args.guards, str) else script_args.guards,
         reward_if_malformed=0.0,  # `None` would keep a completion without an answer from being punished
         batch_size=script_args.scoring_batch_size,
     )
@@ -84,7 +96,6 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # Train
-    before = trainer.evaluate() if held_out is not None else None
     trainer.train()
 
     # Save
@@ -93,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         after = trainer.evaluate()
         if trainer.is_world_process_zero():
             console = Console()
-            console.print(reinforcement_table([before, *trainer.state.log_history, after], len(held_out)))
+            console.print(reinforcement_table([*trainer.state.log_history, after], len(held_out)))
             console.print(f"Policy: {training_args.output_dir}", soft_wrap=True)
     trainer.accelerator.wait_for_everyone()
 

@@ -145,7 +145,7 @@ def load_rollout_engine(
 
 
 def name_of_weights(name: str, revision: str = "main") -> str:
-    """Name of weights that are not loaded in this process: with a fingerprint of the files if they are on this machine."""
+    """Name of weights that are not loaded here, with a fingerprint of their files if these are on this machine."""
     if fingerprint := weight_files_fingerprint(name):
         return f"{name} ({fingerprint})"
     return name if revision == "main" else f"{name}@{revision}"

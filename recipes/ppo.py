@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         if not script_args.prm_path:
             raise ValueError(stages.missing("prm_path", "ppo"))
         prompts, held_out = load_prompts(data_args, script_args.split_how)
+        # Worked solutions bring a column `completions`, TRL's name for what was sampled.
+        taken = {"completions"}.intersection(prompts.column_names)
+        prompts, held_out = (rows and rows.remove_columns(list(taken)) for rows in (prompts, held_out))
     policy, tokenizer = load_policy(model_args)
     # At the start of training rather than before it: DeepSpeed cannot evaluate what it does not train yet.
     training_args.eval_on_start = held_out is not None

@@ -39,7 +39,7 @@ class ScriptArguments:
     share_base: bool = field(
         default=False,
         metadata={
-            "help": "Load the PRM, an adapter of the policy's base model, onto the policy: one copy of the base."
+            "help": "Load the PRM, an adapter of the policy's base, onto the policy: one copy in memory."
         },
     )
     task: str | None = field(

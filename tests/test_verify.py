@@ -382,6 +382,7 @@ def test_long_answers_are_compared_as_text(caplog):
         ("x^{", "}"),
         ("\\sin(", ")"),
         ("x^", ""),
+        ("|", "|"),
     ],
 )
 @pytest.mark.parametrize("depth", [13, 40, 80, 1_000])

@@ -88,7 +88,8 @@ _EXPLOSIVE = re.compile(
     r"\^[\s{(]*-?[0-9]+\s*\^[\s{(]*-?[0-9]|\^[\s{(]*-?[0-9]{6}|\*\*[\s(]*-?[0-9]+\s*\*\*\s*[0-9]|\*\*[\s(]*-?[0-9]{6}|[0-9]{5}[\s)}]*!|\^[\s{(]*[0-9]+[\s})]*[)}]\s*!|!\s*\)*\s*!|"
     r"\\[dt]?binom\s*\{[^{}]*[0-9]{5}"
 )
-_TOWER_OF_POWERS = re.compile(r"(?:\^[^\s^+*/=,(){}\[\]-]{0,9}){8}")  # "x^x^x^x^x^x^x^x^x": nesting without brackets
+# Nesting without brackets: "x^x^x^x^x^x^x^x^x", "|||||x|||||".
+_BARE_NESTING = re.compile(r"(?:\^[^\s^+*/=,(){}\[\]-]{0,9}){8}|\|{5}")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _BASE_NUMBER = re.compile(
     r"(?=[A-F.]*[0-9])(?P<digits>[0-9A-F]+(?:\.[0-9A-F]+)?)_(?:(?P<base>[0-9])|\{(?P<long_base>[0-9]{1,2})\})"
@@ -423,7 +424,7 @@ def _why_not_evaluated(text: str) -> str | None:
     """`"large"` or `"deeply nested"` where math-verify would take very long, else `None`."""
     if _EXPLOSIVE.search(text):
         return "large"
-    if _TOWER_OF_POWERS.search(text):
+    if _BARE_NESTING.search(text):
         return "deeply nested"
     depth = 0
     for match in _BRACKET.finditer(text):

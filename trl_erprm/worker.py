@@ -97,12 +97,14 @@ class KillableWorker:
             except BaseException:  # Ctrl-C included: an answer that comes later must not pass for that of another call
                 self._stop()
                 raise
+            if answer.get("error", "").startswith("MemoryError"):
+                self._stop()  # what its caches leave may be too little for the next call as well
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer["value"]
 
     def _start(self) -> None:
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), self.target]
+        command = [sys.executable, "-c", _START, json.dumps(list(map(str, sys.path))), self.target]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )

@@ -5,6 +5,6 @@
     python -m benchmarks.study --parts labels,prms --seeds 0 1 --jobs 2       # a part of it
 
 A run is a set of *units*, a JSON file each, written when the unit is finished and skipped when it is there: so a run
-that was stopped goes on, and more seeds, labels or parts are added to what there is. Every call ends with the report of
-all units so far: `report.md` and figures.
+that was stopped goes on, and more seeds, labels or parts are added to what there is. Every call ends with the report
+of all units so far: `report.md`, `results.csv` and figures.
 """

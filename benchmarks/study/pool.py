@@ -112,15 +112,6 @@ class Pool:
             ]
         )
 
-    @cached_property
-    def first_of_prefix(self) -> np.ndarray:
-        """Where each different prefix is found, answers left out: `(solution, step)`, of shape `(num_prefixes, 2)`."""
-        found: dict[tuple, tuple[int, int]] = {}
-        for number, (index, steps) in enumerate(zip(self.problem_of, self.steps, strict=True)):
-            for k in range(len(steps) - 1):
-                found.setdefault((index, *steps[: k + 1]), (number, k))
-        return np.array(list(found.values()))
-
     def of_candidates(self, of_solutions: Sequence[float] | np.ndarray) -> np.ndarray:
         """From a number a solution to one a candidate, of shape `(P, M)`; NaN where it is malformed."""
         values = np.append(np.asarray(of_solutions, dtype=np.float64), np.nan)

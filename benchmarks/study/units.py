@@ -25,8 +25,8 @@ class Unit:
     """A piece of work.
 
     Attributes:
-        kind (`str`): `"labels"` (policy and rollouts), `"prm"` (training), `"pool"` (candidates, and what needs no PRM),
-            `"scores"` (measures of a PRM), `"rft"` or `"grpo"`.
+        kind (`str`): `"labels"` (policy and rollouts), `"prm"` (training), `"pool"` (candidates, and what needs no
+            PRM), `"scores"` (measures of a PRM), `"rft"` or `"grpo"`.
         difficulty (`str`), seed (`int`): which task.
         label (`str`), num_rollouts (`int`): which PRM; empty and 0 where there is none.
     """
@@ -75,8 +75,8 @@ def requirements(unit: Unit) -> list[Unit]:
 
 def list_units(config: StudyConfig, parts: Iterable[str]) -> list[Unit]:
     """
-    The units of parts of a study, with those they need, in the order of work: part by part, and the seeds innermost, so
-    that a run that is stopped has about as many seeds of each setting.
+    The units of parts of a study, with those they need, in the order of work: part by part, and the seeds innermost,
+    so that a run that is stopped has about as many seeds of each setting.
     """
     kinds = [kind for part in parts for kind in _KINDS_OF_PART[part]]
     tasks = [(difficulty, seed) for seed in config.seeds for difficulty in config.difficulties]

@@ -59,7 +59,7 @@ def main(policy_folder: str, prm_folder: str, output_folder: str, *flags: str) -
     if "equality" in flags:
         result["grpo"] = losses(train(GRPOTrainer, *folders, 5))
         result["outcome"] = losses(train(StepGRPOTrainer, *folders, 5, advantage_estimator="outcome"))
-    trainer = train(Recording, *folders, 2)
+    trainer = train(Recording, *folders, 2, advantage_estimator="min_form")
     own = [
         {
             "step_scores": [judgement.step_scores for judgement in trainer.process_reward.judge(prompts, completions)],

@@ -53,7 +53,7 @@ def metrics():
     metrics = compare_scorers(pool, step_scores, aggregations=["min", "mean"], num_resamples=100)
     metrics["calibration"] = calibrate_scorers(pool, step_scores)
     metrics["steps"] = {
-        "good": {"step_pair_accuracy": 0.875, "num_step_pairs": 1234},
+        "good": {"step_pair_accuracy": 0.875, "num_step_pairs": 1234, "auroc": 0.9},
         "chance": {"first_error_f1": [0.5, 0.4, 0.6]},
     }
     metrics["search"] = [
@@ -113,7 +113,7 @@ def test_sections_are_there_where_their_numbers_are(metrics):
     with_eta = json.loads(json.dumps(metrics))
     with_eta["calibration"]["good"]["eta"] = 2.0
     assert "good eta 2 taken back" in [row[0] for row in Page(html_report(with_eta, {})).rows]
-    assert ["good", "0.875", "1,234", "–"] in everything.rows and [
+    assert ["good", "0.875", "0.900", "–"] in everything.rows and [
         "chance",
         "–",
         "–",

@@ -12,7 +12,7 @@ from trl_erprm.evaluation.search import (
     diverse_verifier_tree_search,
     search_curve,
 )
-from trl_erprm.rollout import Completion, Prefix, SamplingOptions, load_engine
+from trl_erprm.rollout import Completion, Prefix, PrefixTooLongError, SamplingOptions, load_engine
 from trl_erprm.rollout.engine import sample_keys
 from trl_erprm.steps import step_texts
 from trl_erprm.verify import verify_answer
@@ -238,6 +238,15 @@ def test_trees_at_the_same_text_by_other_tokens_draw_different_samples_too():
     assert texts(result) == ["a\n#1", "a\n#2"]
 
 
+def test_finished_solution_is_chosen_before_a_cut_off_one():
+    table = {"": ["#1", "a\n"], "a\n": ["a\n"]}
+    [result] = diverse_verifier_tree_search(
+        TablePolicy(table), TablePRM({"#1": 0.2, "a": 0.9}), ["1"], OPTIONS, num_beams=2, beam_width=1, max_steps=2
+    )
+    assert [(c.text, c.is_finished, c.score) for c in result.candidates] == [("#1", True, 0.2), ("a\na\n", False, 0.9)]
+    assert best(result).text == "#1"
+
+
 # What both share
 
 
@@ -313,6 +322,24 @@ class TestBoth:
         assert best(result).text == "b\n#1"
         [all_cut] = search(TablePolicy({"": ["a…"]}), TablePRM({}), ["1"], OPTIONS, 4, 4)
         assert (texts(all_cut), best(all_cut).is_finished) == (["a"], False)
+
+    def test_beam_that_outgrows_the_context_window(self, search):
+        class Window(TablePolicy):
+            def generate(self, prefixes, num_samples, options, first_sample=0):
+                too_long = [i for i, p in enumerate(prefixes) if len(p.prompt + p.completion) > 4]
+                if too_long:
+                    raise PrefixTooLongError("too long", too_long)
+                return super().generate(prefixes, num_samples, options, first_sample)
+
+        table = {"": ["a\n", "bbb\n"], "a\n": ["#1"]}
+        [result, alone] = search(Window(table), TablePRM({"bbb": 0.9}), ["1", "1"], OPTIONS, 8, 4)
+        assert result == alone
+        if search is beam_search:  # both are kept, and only one can be continued
+            assert texts(result) == ["a\n#1"] and best(result).is_finished
+        [all_cut] = search(Window({"": ["bbb\n"]}), TablePRM({}), ["1"], OPTIONS, 4, 4)
+        assert [(c.text, c.is_finished) for c in all_cut.candidates] == [("bbb\n", False)]
+        with pytest.raises(PrefixTooLongError):
+            search(Window(table), TablePRM({}), ["12345"], OPTIONS, 4, 4)
 
     def test_further_stop_texts_end_a_solution(self, search):
         class Stopping(TablePolicy):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from tests.labeling.test_monte_carlo import CONFIG, INF, BernoulliEngine, Processes, ScriptedEngine, rows
+from tests.labeling.test_monte_carlo import CONFIG, INF, BernoulliEngine, ScriptedEngine, rows
+from tests.labeling.test_runs import Processes
 from tests.rollout.test_transformers_engine import make_model, make_tokenizer
 from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, label_interval, monte_carlo, rollouts
 from trl_erprm.labeling.intervals import is_narrow_enough

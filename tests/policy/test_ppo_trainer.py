@@ -8,26 +8,28 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
-from tests.tiny import HEADS, QUIET, prm_trainer, randomize_head, save_base
-from trl_erprm import ProcessPPOConfig, ProcessPPOTrainer, ProcessReward, ProcessRewardModel
+from tests.tiny import QUIET, prm_trainer, save_base
+from trl_erprm import ProcessPPOConfig, ProcessPPOTrainer, ProcessReward
 from trl_erprm.policy.critic import load_critic
 from trl_erprm.policy.generalized_advantages import explained_variance, generalized_advantages, whiten
-from trl_erprm.prm.heads import step_log_odds
 
 PROMPTS = ["3*4=\n", "2+1-5=\n", "7-2=\n", "1+1=\n"]
 # A token for each character; a step ends with its newline.
 COMPLETIONS = {
-    "3*4=\n": "3\n22\n#1",  # tokens 3 | \n | 2 | 2 | \n | # | 1 | end: steps end at 1, 4, 6
-    "2+1-5=\n": "8\n#8",  # 8 | \n | # | 8 | end: steps end at 1, 3
+    "3*4=\n": "3\n22\n#1",  # tokens 3 | \n | 2 | 2 | \n | # | 1 | end: steps end at 1, 4, 7
+    "2+1-5=\n": "8\n#8",  # 8 | \n | # | 8 | end: steps end at 1, 4
     "7-2=\n": "55",  # no answer: malformed
     "1+1=\n": "2\n#2",
 }
 SCORES = {"3": 0.5, "22": 0.875, "#1": 0.25, "8": 0.75, "#8": 1.0, "2": 0.125, "#2": 0.625}
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+
+
+_ARGUMENTS_OF_THE_TRAINER = ("critic", "peft_config", "quantization_config", "eval_dataset")
 
 
 class ScriptedPRM:
@@ -65,7 +67,7 @@ def build(base, tmp_path):
     """A trainer on given completions; keywords of the configuration and of the trainer together."""
 
     def build(rewards=None, model=None, rollout_func=rollout, prompts=PROMPTS, output="run", **changes):
-        ours = {name: changes.pop(name) for name in ("critic", "peft_config", "eval_dataset") if name in changes}
+        ours = {name: changes.pop(name) for name in _ARGUMENTS_OF_THE_TRAINER if name in changes}
         defaults = {
             "per_device_train_batch_size": 4, "max_completion_length": 12, "beta": 0.0, "num_iterations": 1,
             "whiten_advantages": False, "lam": 1.0, "learning_rate": 1e-2, "max_steps": 2, "save_strategy": "no",
@@ -107,8 +109,8 @@ class TestRewards:
     def test_delta_without_outcome(self, build):
         """From each step on, the rewards add up to that step's score; behind the last one is nothing."""
         returns = roll_out(build())["returns"]
-        torch.testing.assert_close(returns[0], torch.tensor([0.5, 0.5, 0.875, 0.875, 0.875, 0.25, 0.25, 0.0]))
-        torch.testing.assert_close(returns[1, :5], torch.tensor([0.75, 0.75, 1.0, 1.0, 0.0]))
+        torch.testing.assert_close(returns[0], torch.tensor([0.5, 0.5, 0.875, 0.875, 0.875, 0.25, 0.25, 0.25]))
+        torch.testing.assert_close(returns[1, :5], torch.tensor([0.75, 0.75, 1.0, 1.0, 1.0]))
         assert (returns[1, 5:] == 0).all()
 
     def test_delta_with_outcome(self, build):
@@ -123,11 +125,11 @@ class TestRewards:
 
     def test_raw_scores(self, build):
         returns = roll_out(build(step_reward_shaping=[], step_weight=2.0))["returns"]
-        torch.testing.assert_close(returns[0], torch.tensor([3.25, 3.25, 2.25, 2.25, 2.25, 0.5, 0.5, 0.0]))
+        torch.testing.assert_close(returns[0], torch.tensor([3.25, 3.25, 2.25, 2.25, 2.25, 0.5, 0.5, 0.5]))
 
     def test_clip_then_delta(self, build):
         returns = roll_out(build(step_reward_shaping=["clip", "delta"], clip_threshold=0.75))["returns"]
-        torch.testing.assert_close(returns[0], torch.tensor([-0.25, -0.25, 0, 0, 0, -0.5, -0.5, 0]))
+        torch.testing.assert_close(returns[0], torch.tensor([-0.25, -0.25, 0, 0, 0, -0.5, -0.5, -0.5]))
 
     def test_malformed_is_left_out(self, build):
         """No step can be judged and nothing else rewards it: it teaches neither network."""
@@ -142,6 +144,15 @@ class TestRewards:
         output = roll_out(build(price))
         torch.testing.assert_close(output["returns"][2, :3], torch.full((3,), -0.25))
 
+    def test_a_function_without_weight_rewards_nothing(self, build):
+        """It returns a number for every completion, but the other one has none for the third."""
+
+        def watched(completions, **kwargs):
+            return [1.0] * len(completions)
+
+        output = roll_out(build([watched, outcome], reward_weights=[0.0, 1.0]))
+        assert output["value_mask"].sum(1).tolist() == [8, 5, 0, 5]
+
     def test_without_process_reward(self, build):
         trainer = build(outcome)
         assert (trainer.step_weight, trainer.outcome_weight) == (0.0, 1.0)
@@ -151,8 +162,8 @@ class TestRewards:
 
     def test_discount(self, build):
         returns = roll_out(build(gamma=0.5))["returns"]
-        # 8\n#8: 0.75 - 1 at token 1, 1 at token 3
-        torch.testing.assert_close(returns[1, :5], torch.tensor([0.0, -0.25 + 0.25, 0.5, 1.0, 0.0]))
+        # 8\n#8: 0.75 - 1 at token 1, 1 at token 4
+        torch.testing.assert_close(returns[1, :5], torch.tensor([-0.125 + 0.0625, -0.25 + 0.125, 0.25, 0.5, 1.0]))
 
     def test_tokens_of_tools_are_skipped(self, build):
         def with_tool(prompts, trainer):
@@ -161,9 +172,9 @@ class TestRewards:
 
         output = roll_out(build(rollout_func=with_tool))
         assert output["value_mask"][0].tolist() == [1, 0, 0, 1, 1, 1, 1, 1]
-        torch.testing.assert_close(output["returns"][0], torch.tensor([0.5, 0, 0, 0.875, 0.875, 0.25, 0.25, 0]))
+        torch.testing.assert_close(output["returns"][0], torch.tensor([0.5, 0, 0, 0.875, 0.875, 0.25, 0.25, 0.25]))
         # the end of a step on a skipped token is paid for at the own token before it
-        torch.testing.assert_close(output["returns"][1, :5], torch.tensor([0.75, 0.0, 0.0, 1.0, 0.0]))
+        torch.testing.assert_close(output["returns"][1, :5], torch.tensor([0.75, 0.0, 0.0, 1.0, 1.0]))
 
     def test_truncated(self, build):
         """A completion cut off ends there: its reward is what it got. `mask_truncated_completions` leaves it out."""
@@ -198,8 +209,8 @@ class TestAdvantages:
         plain, whitened = build(lam=0.9, gamma=0.99), build(lam=0.9, gamma=0.99, whiten_advantages=True)
         output, white = roll_out(plain), roll_out(whitened)
         rewards = torch.zeros_like(output["returns"])
-        for row, positions, values in ((0, (1, 4, 6), (-0.375, 0.625, 0.25)), (1, (1, 3), (-0.25, 1.0)),
-                                       (3, (1, 3), (-0.5, 0.625))):  # fmt: skip
+        for row, positions, values in ((0, (1, 4, 7), (-0.375, 0.625, 0.25)), (1, (1, 4), (-0.25, 1.0)),
+                                       (3, (1, 4), (-0.5, 0.625))):  # fmt: skip
             rewards[row, positions] = torch.tensor(values)
         expected, _ = generalized_advantages(rewards, output["old_values"], output["value_mask"], 0.99, 0.9)
         torch.testing.assert_close(output["advantages"], expected)
@@ -374,6 +385,17 @@ class TestTraining:
         trainer.train()
         assert "model.layers.0.mlp.up_proj.weight" in moved(trainer.critic, critic)
 
+    def test_quantized(self, build):
+        """4-bit weights under the adapters of both networks; the critic's new head is in full precision."""
+        pytest.importorskip("bitsandbytes")
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        trainer = build(peft_config=LORA, quantization_config=quantization)
+        for model in (trainer.model, trainer.critic):
+            assert model.base_model.model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+        critic = snapshot(trainer.critic)
+        trainer.train()
+        assert any("score.modules_to_save" in name for name in moved(trainer.critic, critic))
+
     def test_reward_improves(self, build):
         """From its own samples: a policy that is paid for the digit 1 learns to write it."""
 
@@ -460,24 +482,8 @@ class TestSaving:
 
 
 class TestCritic:
-    @pytest.mark.parametrize("head", HEADS)
-    def test_from_a_process_reward_model(self, base, tmp_path, head):
-        """Whatever its head was, the critic's logit is the log-odds that the PRM's score is made of."""
-        rows = [{"prompt": "1+1=\n", "completions": ["2"], "labels": [0.5]}] * 2
-        trainer = prm_trainer(base, tmp_path / "prm", rows, max_steps=1, **HEADS[head])
-        randomize_head(trainer.model)
-        trainer.save_model()
-        prm = ProcessRewardModel.from_pretrained(tmp_path / "prm")
-        policy = AutoModelForCausalLM.from_pretrained(base)
-        critic = load_critic(str(tmp_path / "prm"), policy, prm.tokenizer, dtype=torch.float32).eval()
-        assert critic.config.num_labels == 1
-        ids = torch.arange(3, 15)[None]
-        expected = step_log_odds(prm.model, {"input_ids": ids}, torch.ones_like(ids).bool(), prm._label_token_ids)
-        torch.testing.assert_close(critic(input_ids=ids).logits[0, :, 0], expected, rtol=1e-4, atol=1e-5)
-        assert expected.std() > 1e-3
-
     def test_from_the_policy(self, base, build):
-        """Its body is the policy's, its head is new and the same for the same seed; sampling goes on as without it."""
+        """Its body is the policy's, its head is new, and the same for the same seed."""
         first, second = build(), build()
         body = {n: p for n, p in first.model.named_parameters() if n.startswith("model.")}
         for name, parameter in first.critic.named_parameters():

@@ -4,6 +4,7 @@ import pytest
 import trl.generation.vllm_generation
 
 from tests.policy.rft_runs import read_parquet
+from trl_erprm.policy import rft_trainer
 from trl_erprm.policy.rft_generation import plan_chunks
 
 
@@ -72,6 +73,16 @@ def test_weights_are_handed_over_once_an_iteration(make_rft, calls, tmp_path):
     assert [row["completion"] for row in rows] == ["#7", "#7", "1" * 20, "#7"]
     assert [row["is_truncated"] for row in rows] == [False, False, True, False]
     assert [row["num_tokens"] for row in rows] == [3, 3, 20, 3]
+
+
+def test_the_weights_are_left_to_vllm(make_rft, calls, monkeypatch):
+    """TRL's class gathers split weights itself: it is not called where they are gathered already."""
+
+    def whole_weights(*args):
+        raise AssertionError("gathered")
+
+    monkeypatch.setattr(rft_trainer, "whole_weights", whole_weights)
+    assert make_rft(always, prompts=10, held_out=0, use_vllm=True).train()[-1]["num_selected"] == 10
 
 
 def test_nothing_is_sampled_twice(make_rft, calls):

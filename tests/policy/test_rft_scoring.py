@@ -30,6 +30,29 @@ def test_records():
     ]
 
 
+def test_equal_completions_are_scored_once():
+    """Of a function that says what it depends on; each of another prompt, and what was cut off, by itself."""
+
+    class Reward:
+        __name__, identity, asked = "reward", "v1", []
+
+        def __call__(self, prompts, completions, answer, **kwargs):
+            self.asked += list(zip(prompts, completions, answer, strict=True))
+            return [float(i) for i in range(len(completions))]
+
+    records = [
+        {"index": 0, "completions": ["#2", "#3", "#2", "#2"], "truncated": [False, False, False, True]},
+        {"index": 1, "completions": ["#2", "#3", "#3", "#3"], "truncated": [False] * 4},
+    ]
+    reward = Reward()
+    scored = [record["by_scorer"][0] for record in Scorers(reward).score(ROWS, records)]
+    assert scored == [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 4.0, 4.0]]
+    asked = [("1+1\n", text, "2") for text in ("#2", "#3", "#2")] + [("2+2\n", text, "4") for text in ("#2", "#3")]
+    assert reward.asked == asked
+    reward = length  # this one does not say: it is asked for each
+    assert [record["scores"] for record in Scorers(reward).score(ROWS, records)] == [[2.0, 2.0, 2.0, None], [2.0] * 4]
+
+
 def test_verdicts():
     scored = list(Scorers(length, verify_how="arithmetic").score(ROWS, RECORDS))
     assert [record["is_correct"] for record in scored] == [[True, False], [True]]

@@ -79,7 +79,9 @@ class Recording(StepGRPOTrainer):
 def build(tiny_policy, output_dir, rewards, dataset=None, trainer_class=Recording, tokenizer=None, **options):
     task, policy = tiny_policy
     evaluation = options.pop("eval_dataset", None)
-    config_class = GRPOConfig if trainer_class is GRPOTrainer else StepGRPOConfig
+    config_class = GRPOConfig
+    if trainer_class is not GRPOTrainer:
+        config_class, options = StepGRPOConfig, {"advantage_estimator": "min_form", **options}
     return trainer_class(
         model=policy,
         reward_funcs=rewards,

@@ -111,6 +111,15 @@ class TestFiles:
         other = evaluate([*from_files(files, tmp_path / "o", files["good"]), "--aggregation", "last"])
         assert other["aggregation"] == "last" and list(other["scorers"]) == ["good"]
 
+    def test_aggregations_that_are_not_among_the_six(self, evaluate, files, tmp_path):
+        arguments = from_files(files, tmp_path / "o", files["good"], files["bad"])
+        metrics = evaluate([*arguments, "--aggregation", "softmin(0.5)", "--own_aggregations", "bad=last"])
+        assert [metrics["scorers"][name]["aggregation"] for name in ("good", "bad")] == ["softmin(0.5)", "last"]
+        assert list(metrics["scorers"]["good"]["aggregations"])[-1] == "softmin(0.5)"
+        assert "by softmin(0.5) of its step scores. bad: by last." in (tmp_path / "o" / "report.html").read_text(
+            "utf-8"
+        )
+
     def test_other_candidates_need_another_directory(self, evaluate, files, tmp_path):
         evaluate(from_files(files, tmp_path / "o", files["good"]))
         page = (tmp_path / "o" / "report.html").read_bytes()
@@ -198,6 +207,16 @@ class TestBadInput:
             evaluate(from_files(files, tmp_path / "o", files["good"], f"good={files['bad']}"))
         with pytest.raises(ValueError, match="`how` must be one of 'min'.*got 'minimum'"):
             evaluate([*from_files(files, tmp_path / "o", files["good"]), "--aggregation", "minimum"])
+        with pytest.raises(ValueError, match="`own_aggregations` must be written 'name=aggregation', got 'last'"):
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--own_aggregations", "last"])
+        with pytest.raises(
+            ValueError, match="`own_aggregations` must be one of 'good', got 'god'. Did you mean 'good'"
+        ):
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--own_aggregations", "god=last"])
+        with pytest.raises(ValueError, match=r"`prm_path` and `step_scores` .* names of their own, got \['good'\]"):
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--prm_path", "good=outputs/prm"])
+        with pytest.raises(ValueError, match="`search_budgets` needs a policy and a PRM"):
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--search_budgets", "4"])
         assert not (tmp_path / "o").exists()
 
     def test_a_model_without_prompts(self, evaluate, files, prms, tmp_path):

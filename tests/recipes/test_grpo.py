@@ -37,7 +37,7 @@ def test_embedded_task(recipe, tiny_policy, prm_path, tmp_path, monkeypatch, cap
     task, policy = tiny_policy
     asked = []
 
-    def prepare(root, seed):
+    def prepare(root, seed, last):
         asked.append((root, seed))
         return stages.PreparedTask(task, Path(policy), tmp_path, prm_path)
 
@@ -62,7 +62,7 @@ def test_without_arguments(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["grpo.py"])
 
-    def prepare(root, seed):
+    def prepare(root, seed, last):
         raise InterruptedError(str(root))
 
     monkeypatch.setattr(stages, "prepare", prepare)

@@ -408,8 +408,11 @@ class TestRFT:
             recipes["rft"].main([*arguments, "--output_dir", str(tmp_path / "rft"), *FAST])
 
 
-    def test_one_base_for_policy_and_prm(self, recipes, tiny_policy, tmp_path):
+    @pytest.mark.parametrize("options", [[], ["--load_in_4bit", "true", "--dtype", "float32"]], ids=["lora", "qlora"])
+    def test_one_base_for_policy_and_prm(self, recipes, tiny_policy, tmp_path, options):
         """`share_base`: both are adapters; the policy's alone is saved."""
+        if options:
+            pytest.importorskip("bitsandbytes")
         task, policy = tiny_policy
         lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         row = {"prompt": "1+1\n", "completions": ["1+1=2"], "labels": [1.0]}
@@ -418,7 +421,7 @@ class TestRFT:
         arguments = [
             "--model_name_or_path", policy, "--prm_path", str(tmp_path / "prm"), "--dataset_path", prompts,
             "--output_dir", str(tmp_path / "rft"), "--num_iterations", "1", "--num_samples", "4", "--share_base",
-            "true", "--max_completion_length", "20", "--answer_how", "arithmetic", *FAST,
+            "true", "--max_completion_length", "20", "--answer_how", "arithmetic", *FAST, *options,
         ]  # fmt: skip
         with pytest.raises(ValueError, match="`share_base` puts two adapters on one base model, got no `use_peft`"):
             recipes["rft"].main(arguments)

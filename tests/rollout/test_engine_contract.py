@@ -74,9 +74,6 @@ class TestEndpointEngineOnTransformersServe(EngineContract):
         texts = [prefix for prefix in PREFIXES if isinstance(prefix.prompt, str) and prefix.prompt]
         assert bare.generate(texts, 1, options(temperature=0)) == engine.generate(texts, 1, options(temperature=0))
 
-    def test_description(self, policy, url, engine):
-        assert description_of(engine)["servers"][url]["id"] == policy
-
     def test_a_wrong_name(self, url):
         with pytest.raises(ValueError, match="must accept the request, got status 400: Server is pinned to"):
             load_engine("endpoint", base_url=url, model="other").generate(PREFIXES[:1], 1, options())

@@ -47,3 +47,10 @@ class TestInverseTransformSampler:
     def test_logits_from_which_nothing_can_be_drawn(self):
         with pytest.raises(FloatingPointError, match="must give logits from which a token can be sampled"):
             drawn([math.nan, 0.5], 0.5)
+
+    def test_an_impossible_token_gives_way_to_the_likeliest(self, monkeypatch):
+        """Where a parallel sum does not rise in its last digit, the search may end on a token of probability 0."""
+        monkeypatch.setattr(torch, "searchsorted", lambda *args, **kwargs: torch.tensor([[1], [1]]))
+        sampler = InverseTransformSampler(SamplingOptions(1))
+        probabilities = torch.tensor([[0.3, 0.0, 0.7], [0.3, 0.1, 0.6]])
+        assert sampler.draw(probabilities.log(), torch.tensor([[0.3], [0.35]])).tolist() == [[2], [1]]

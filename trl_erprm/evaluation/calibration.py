@@ -8,7 +8,9 @@
     measure_calibration          all of them, of a process reward model's step scores
 
 Scores of a PRM whose labels were made with eta estimate V_eta, not a probability. [`success_probability`] maps them
-back, and only then can they be compared with frequencies; `measure_calibration(..., eta=eta)` does so.
+back, and only then can they be compared with frequencies; `measure_calibration(..., eta=eta)` does so. The larger eta,
+the flatter V is where p is high, and the more a small error of the score becomes a large one of the probability: near
+V = 1 by the factor eta. A PRM can rank well and be badly calibrated this way.
 
 **Frequencies are not probabilities.** Of n rollouts c are right. The share c / n scatters around the success
 probability p with variance p (1 - p) / n, so the squared error of a score against c / n is too large by that much, and

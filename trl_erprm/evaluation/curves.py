@@ -200,10 +200,8 @@ def _vote(
         totals, firsts = [], []  # by answer: (num_weightings, size), and its first voter in each subset, M for none
         for group in groups:
             members = is_member[group, part]
-            is_absent = ~members.any(axis=0)
-            firsts.append(np.where(is_absent, num_candidates, group[members.argmax(axis=0)]))
-            totals.append(weights[:, group] @ members)
-            totals[-1][:, is_absent] = -np.inf
+            firsts.append(np.where(members.any(axis=0), group[members.argmax(axis=0)], num_candidates))
+            totals.append(weights[:, group] @ members)  # 0 where no one gave the answer: no more than any other
         least = np.maximum.reduce(totals) * (1 - _TIE)
         winner = np.full(least.shape, num_candidates)
         for total, first in zip(totals, firsts, strict=True):  # of equal sums the one seen first

@@ -247,7 +247,8 @@ def _size_tables(metrics: Mapping[str, Any]) -> str:
 def _optional_sections(metrics: Mapping[str, Any], images: Mapping[str, bytes]) -> list[str]:
     sections = []
     if metrics.get("steps"):
-        measures = list(dict.fromkeys(key for of_scorer in metrics["steps"].values() for key in of_scorer))
+        measures = dict.fromkeys(key for of_scorer in metrics["steps"].values() for key in of_scorer)
+        measures = [key for key in measures if not key.startswith("num_")]  # counts stand in metrics.json
         rows = [
             _row([_name(name), *(_number(of_scorer.get(key)) for key in measures)])
             for name, of_scorer in metrics["steps"].items()
@@ -419,7 +420,7 @@ def _number(value: object) -> str:
     if isinstance(value, list):
         mean, low, high = value
         return f"{mean:.3f} <small>{low:.3f} – {high:.3f}</small>"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:.3f}"
 
 
 _PAGE = """<!DOCTYPE html>

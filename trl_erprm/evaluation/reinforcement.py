@@ -20,15 +20,15 @@ def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: 
 
     Args:
         log_history (`Sequence[Mapping[str, Any]]`):
-            What the trainer logged (`trainer.state.log_history`); entries without an evaluation are passed over, and of
-            entries of one step the first counts.
+            What the trainer logged (`trainer.state.log_history`); entries without an evaluation are passed over, and
+            of entries of one step the first counts.
         num_problems (`int`):
-            Held-out problems, with one sample each (`num_generations_eval=1`): the interval is that of a share of so
-            many.
+            Held-out problems, with one sample each (`num_generations_eval=1`): the interval is that of a share of
+            so many.
 
     Returns:
-        [`~rich.table.Table`]: a row for each evaluation: step, accuracy in percent with its 95 % interval, mean process
-        reward, length in tokens.
+        [`~rich.table.Table`]: a row for each evaluation: step, accuracy in percent with its 95 % interval, mean
+        process reward, length in tokens.
 
     Raises:
         ValueError: where nothing was evaluated.
@@ -39,8 +39,8 @@ def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: 
             rows.setdefault(int(entry.get("step", 0)), entry)
     if not rows:
         raise ValueError(
-            f"`log_history` holds no evaluation with {_ACCURACY!r}. Put an AnswerReward among the reward functions and "
-            "give the trainer an `eval_dataset`."
+            f"`log_history` holds no evaluation with {_ACCURACY!r}. Put an AnswerReward among the reward functions "
+            "and give the trainer an `eval_dataset`."
         )
     table = Table(title=f"{num_problems} held-out problems, one sample each")
     for name in ("step", "accuracy [95 %]", "process reward", "tokens"):

@@ -20,7 +20,8 @@ What is kept and what counts:
 - Beams of a tree with equal text are one beam, scored once. What they leave free is sampled from the other beams, so
   the number of samples a round stays N while nothing is finished.
 - Where the policy writes a blank line before the step, the step is what follows it.
-- A beam without score (`None`: longer than the PRM reads, or malformed at its end) is never kept.
+- A beam without score (`None`: longer than the PRM reads, or malformed at its end) is never kept, nor is one that has
+  grown too long for the policy's context window.
 
 **Budget**, the same as for best-of-N: `num_tokens` is every token that was sampled for the problem, those of dropped
 beams included, and `num_prm_calls` every solution or prefix that was scored. [`search_curve`] and [`best_of_n_curve`]
@@ -50,7 +51,7 @@ import numpy as np
 
 from ..choices import check_choice
 from ..prm.aggregation import aggregate, check_aggregation
-from ..rollout import Completion, Prefix, RolloutEngine, SamplingOptions
+from ..rollout import Completion, Prefix, PrefixTooLongError, RolloutEngine, SamplingOptions
 from ..steps import step_texts
 from ..verify import verify_answer
 from .best_of_n import Estimate, best_of_n_per_problem, clustered_interval
@@ -182,7 +183,7 @@ def beam_search(
             - `split_how` (`str`, defaults to `"newline"`): what ends a step, `"newline"` or `"blank_line"`.
             - `max_steps` (`int`, defaults to `40`): rounds at most. Default: that of the source.
             - `max_step_tokens` (`int`, defaults to `256`): longest step in tokens; a beam whose step is longer is
-              dropped. Our choice: a paragraph. `prompt + max_new_tokens` must fit into the context window.
+              dropped. Our choice: a paragraph.
             - `is_well_formed` (`Callable`): `is_well_formed(prompt, steps) -> bool` of a finished solution; one that
               is not gets no score, since solutions with a step skipped would win under min.
 
@@ -522,6 +523,9 @@ class _StepSampler:
             still_waiting = []
             for i, completion in zip(waiting, completions, strict=True):
                 tree, beam = places[i]
+                if completion is None:
+                    done[i] = tree, beam._replace(is_cut=True)
+                    continue
                 results[tree.problem].num_tokens += completion.num_tokens
                 beam = self._continued(beam, completion)
                 is_blank = not completion.text.strip() and not (beam.is_finished or beam.is_cut)
@@ -543,8 +547,11 @@ class _StepSampler:
         text = beam.text + completion.text + (self.separator if ends_step else "")
         return _Beam(text, num_tokens, is_finished=not (ends_step or is_cut), is_cut=is_cut)
 
-    def _draw(self, places: Sequence[tuple[_Tree, _Beam]]) -> list[Completion]:
-        """One completion for each place; places with equal prefixes get different samples."""
+    def _draw(self, places: Sequence[tuple[_Tree, _Beam]]) -> list[Completion | None]:
+        """One completion for each place, `None` where the prefix has grown too long for the context window.
+
+        Places with equal prefixes get different samples.
+        """
         of_prefix: dict[tuple[int, str, int], list[int]] = defaultdict(list)
         for i, (tree, beam) in enumerate(places):
             limit = min(self.max_step_tokens, self.options.max_new_tokens - beam.num_tokens)
@@ -556,13 +563,17 @@ class _StepSampler:
             self.num_drawn[problem, text] += len(members)
         completions: list[Completion | None] = [None] * len(places)
         for (num_samples, first_sample, limit), keys in calls.items():
-            generated = self.engine.generate(
-                [Prefix(self.prompts[problem], text) for problem, text, _ in keys],
-                num_samples,
-                dataclasses.replace(self.options, max_new_tokens=limit),
-                first_sample=first_sample,
-            )
-            for key, of_one in zip(keys, generated, strict=True):
+            options = dataclasses.replace(self.options, max_new_tokens=limit)
+            while keys:
+                prefixes = [Prefix(self.prompts[problem], text) for problem, text, _ in keys]
+                try:
+                    generated = self.engine.generate(prefixes, num_samples, options, first_sample=first_sample)
+                    break
+                except PrefixTooLongError as error:
+                    if not all(keys[i][1] for i in error.indices):
+                        raise  # a problem that leaves no room for an answer
+                    keys = [key for i, key in enumerate(keys) if i not in error.indices]
+            for key, of_one in zip(keys, generated if keys else [], strict=True):
                 for i, completion in zip(of_prefix[key], of_one, strict=True):
                     completions[i] = completion
         return completions

@@ -349,8 +349,8 @@ class MonteCarloLabeler:
         s = self.summary
         logger.info(
             "%d solutions (%d without a readable answer), %d prefixes (%d unique), %d rollouts, %d tokens; %.1f %% of "
-            "the rollouts without a readable answer, %.1f %% at the length limit; %.0f s (%.0f rollouts/s), of which this "
-            "call took %.0f s for %d new rollouts.",
+            "the rollouts without a readable answer, %.1f %% at the length limit; %.0f s (%.0f rollouts/s), of which "
+            "this call took %.0f s for %d new rollouts.",
             s["num_solutions"],
             s["num_unanswered_solutions"],
             s["num_prefixes"],

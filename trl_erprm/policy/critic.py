@@ -236,12 +236,11 @@ def _with_one_label(model: PreTrainedModel, label_token_ids: tuple[int, int] | N
 
 
 def _with_adapters(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
-    """Adapters as the policy has them; the head, which a language model does not have, is trained in full."""
+    """Adapters as the policy has them; PEFT trains the head of a token classifier in full."""
     config = copy.deepcopy(peft_config)
     config.task_type = TaskType.TOKEN_CLS
-    head = "score" if hasattr(model, "score") else "classifier"
-    kept = [name for name in getattr(config, "modules_to_save", None) or [] if name != "lm_head"]
-    config.modules_to_save = [*kept, head] if head not in kept else kept
+    if getattr(config, "modules_to_save", None):  # a classifier has no language model's head
+        config.modules_to_save = [name for name in config.modules_to_save if name != "lm_head"]
     return get_peft_model(model, config)
 
 

@@ -5,8 +5,8 @@ r"""Generalized advantage estimation: rewards and values of each token -> its ad
     R_t     = A_t + V_t                                       what the critic is trained towards
 
 V_t is the value of the state *before* token t: of the prompt and the tokens up to t - 1. All tensors are of shape
-(B, T). Tokens that the policy did not write (padding, the answers of tools) are skipped: t' is the next one that it did
-write, and a reward on a skipped token is lost, so [`place_rewards`] puts none there.
+(B, T). Tokens that the policy did not write (padding, the answers of tools) are skipped: t' is the next one that it
+did write, and a reward on a skipped token is lost, so [`place_rewards`] puts none there.
 
 Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, arXiv 1506.02438,
 equations 11 to 16. The clipped value loss is not in the PPO paper (arXiv 1707.06347), but in its authors' code.

@@ -8,6 +8,9 @@ overridden method against the installed TRL.
 How the critic is trained: `_prepare_for_training` hands policy and critic as one module to the optimizer and to
 accelerate, so that they share a loop, a wrapper (DDP, ZeRO) and a checkpoint of the optimizer. Everywhere else
 `self.model` is the policy alone, so saving it, sending it to vLLM and generating from it need no exception.
+
+Departures from arXiv 2410.15115, whose shaping is used: without an outcome reward the last step keeps its own score,
+as the outcome's estimate; and the last step is paid at the end-of-text token, not at its own last token.
 """
 
 from __future__ import annotations
@@ -56,8 +59,8 @@ class ProcessPPOTrainer(GRPOTrainer):
     PPO that is rewarded at each step of a completion, with a critic that says what to expect.
 
     It takes what [`~trl.GRPOTrainer`] takes. One of the reward functions may be a [`ProcessReward`]: the scores of its
-    steps, shaped, are rewards at the last token of each step. What the reward functions return is the outcome reward,
-    at the last token of the completion.
+    steps, shaped, are rewards at the last token of each step, that of the last step at the end of the completion. What
+    the reward functions return is the outcome reward, at the last token of the completion.
 
     Example:
 
@@ -178,15 +181,13 @@ class ProcessPPOTrainer(GRPOTrainer):
         model_init_kwargs.setdefault("dtype", base.dtype)
         model_init_kwargs.setdefault("attn_implementation", base.config._attn_implementation)
         model_init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)  # a new head is the same on every process, and sampling goes on as without
-            loaded = load_critic(
-                critic,
-                self.model,
-                self._tokenizer,
-                peft_config if args.critic_use_peft is not False else None,
-                **model_init_kwargs,
-            )
+        loaded = load_critic(
+            critic,
+            self.model,
+            self._tokenizer,
+            peft_config if args.critic_use_peft is not False else None,
+            **model_init_kwargs,
+        )
         loaded.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         if args.disable_dropout:
             disable_dropout_in_model(loaded)
@@ -196,7 +197,7 @@ class ProcessPPOTrainer(GRPOTrainer):
             loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None)
             if is_peft_model(loaded):
                 loaded.enable_input_require_grads()
-        if self.place_model_on_device:
+        if self.place_model_on_device and not getattr(loaded, "is_quantized", False):  # else it is where it was loaded
             self._move_model_to_device(loaded, args.device)
         return loaded
 
@@ -275,6 +276,12 @@ class ProcessPPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for name, rewards in zip(self.reward_func_names, rewards_per_func.T, strict=True):
+            if rewards.isinf().any():
+                raise ValueError(
+                    f"The reward function {name!r} returned an infinite reward. Return a finite one, or None for a "
+                    "completion that it cannot judge."
+                )
         # The process reward has just judged these completions, and remembers it.
         judgements = self.process_reward.judge(prompts, completions) if self.process_reward is not None else None
         first = self.accelerator.process_index * len(prompts)
@@ -313,17 +320,9 @@ class ProcessPPOTrainer(GRPOTrainer):
     def _place_rewards(self, rewarded: tuple, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rewards of each token, (B, T), and which completions have any, (B,)."""
         completions, judgements, completion_ids, rewards_per_func = rewarded
-        for name, rewards in zip(self.reward_func_names, rewards_per_func.T, strict=True):
-            if rewards.isinf().any():
-                raise ValueError(
-                    f"The reward function {name!r} returned an infinite reward. Return a finite one, or None for a "
-                    "completion that it cannot judge."
-                )
         weights = self.reward_weights.to(rewards_per_func.device)
         outcomes = (rewards_per_func * weights).nansum(dim=1) * self.outcome_weight
-        has_outcome = (
-            ~rewards_per_func.isnan().all(dim=1) if self.outcome_weight else torch.zeros_like(outcomes).bool()
-        )
+        has_outcome = (~rewards_per_func.isnan() & (weights * self.outcome_weight != 0)).any(dim=1)
         rewards = place_rewards([[outcome] for outcome in outcomes.tolist()], [[-1]] * len(outcomes), mask)
         has_steps = torch.zeros_like(has_outcome)
         if judgements is not None and self.step_weight:
@@ -351,7 +350,9 @@ class ProcessPPOTrainer(GRPOTrainer):
                 ends.append([-1])
             elif is_judged[-1] and own_ends is not None:
                 rewards.append(self._shape(judgement.step_scores))
-                ends.append(own_ends)
+                # The last step ends with the completion, end-of-text token included: else going on instead of
+                # ending, which loses all of this (malformed), would cost nothing at the token where it is decided.
+                ends.append([*own_ends[:-1], -1])
             else:
                 rewards.append([])
                 ends.append([])

@@ -2,7 +2,8 @@
 
 The protocol: `reward_func(prompts, completions, **columns) -> list[float | None]`, one reward a completion, `None`
 where it cannot be judged. Columns of the dataset are handed on, a value for each completion. `completion_ids`,
-`trainer_state`, `log_extra` and `log_metric`, which TRL also offers, are given to a function that names them.
+`trainer_state`, `log_extra` and `log_metric`, which TRL also offers, are given to a function that names them. A
+function with an `identity`, as a process reward has, is taken to depend on prompt and completion alone.
 """
 
 from __future__ import annotations
@@ -105,29 +106,23 @@ class Scorers:
         Raises:
             `ValueError`: for another number of rewards than of completions, and for nan.
         """
-        flat = [(row, text) for row, record in zip(rows, records, strict=True) for text in record["completions"]]
-        columns = {name: [row[name] for row, _ in flat] for name in rows[0] if name not in _RESERVED_COLUMNS}
-        prompts = [row["prompt"] for row, _ in flat]
-        completions = [as_completion(row["prompt"], text) for row, text in flat]
-        offered = {
-            "completion_ids": lambda: self._token_ids(records),
-            "trainer_state": lambda: trainer_state,
-            "log_extra": lambda: _ignore,
-            "log_metric": lambda: _ignore,
-        }
+        flat = [
+            (row, text, is_cut)
+            for row, record in zip(rows, records, strict=True)
+            for text, is_cut in zip(record["completions"], record["truncated"], strict=True)
+        ]
+        # Where the same text was sampled again for a prompt, a function that says what it depends on is asked once.
+        number_of: dict[tuple, int] = {}
+        repeated = [number_of.setdefault((id(row), text, is_cut), len(number_of)) for row, text, is_cut in flat]
+        once = list(dict(zip(repeated, flat, strict=True)).values())
         by_function = []
         for function in self.functions:
-            named = inspect.signature(function).parameters
-            asked = {name: value() for name, value in offered.items() if name in named}
-            values = function(prompts=prompts, completions=completions, **columns, **asked)
-            if inspect.isawaitable(values):
-                values = asyncio.run(_awaited(values))
-            if len(values) != len(flat):
-                raise ValueError(
-                    f"The reward function {name_of(function)!r} returned {len(values)} rewards for {len(flat)} "
-                    "completions. It must return one for each, in their order."
-                )
-            by_function.append([_checked(value, function) for value in values])
+            if hasattr(function, "identity"):
+                values = self._call(function, once, trainer_state)
+                values = [values[number] for number in repeated]
+            else:
+                values = self._call(function, flat, trainer_state)
+            by_function.append(values)
         combined = combine_scores(by_function, self.weights)
         start = 0
         for row, record in zip(rows, records, strict=True):
@@ -141,11 +136,36 @@ class Scorers:
             start = end
             yield scored
 
-    def _token_ids(self, records: Sequence[dict]) -> list[list[int]]:
+    def _call(
+        self, function: RewardFunction, completions: Sequence[tuple[dict, str, bool]], trainer_state: Any
+    ) -> list[float | None]:
+        """The rewards of one function, checked, for completions given as row, text, and whether it was cut off."""
+        rows, texts, cuts = zip(*completions, strict=True)
+        offered = {
+            "completion_ids": lambda: self._token_ids(texts, cuts),
+            "trainer_state": lambda: trainer_state,
+            "log_extra": lambda: _ignore,
+            "log_metric": lambda: _ignore,
+        }
+        named = inspect.signature(function).parameters
+        values = function(
+            prompts=[row["prompt"] for row in rows],
+            completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
+            **{name: [row[name] for row in rows] for name in rows[0] if name not in _RESERVED_COLUMNS},
+            **{name: value() for name, value in offered.items() if name in named},
+        )
+        if inspect.isawaitable(values):
+            values = asyncio.run(_awaited(values))
+        if len(values) != len(texts):
+            raise ValueError(
+                f"The reward function {name_of(function)!r} returned {len(values)} rewards for {len(texts)} "
+                "completions. It must return one for each, in their order."
+            )
+        return [_checked(value, function) for value in values]
+
+    def _token_ids(self, texts: Sequence[str], cuts: Sequence[bool]) -> list[list[int]]:
         """Tokens of the completions: of their texts, with the end token of those that ended."""
-        texts = [text for record in records for text in record["completions"]]
-        cuts = [is_cut for record in records for is_cut in record["truncated"]]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [i if is_cut else [*i, self.tokenizer.eos_token_id] for i, is_cut in zip(ids, cuts, strict=True)]
 
 

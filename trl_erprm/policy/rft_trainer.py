@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +351,8 @@ class RFTTrainer(SFTTrainer):
         scores_store = scores.store(accelerator.process_index) if scores else None
         accelerator.wait_for_everyone()  # all have read before one writes
         with (
-            self._policy() as policy,
+            # TRL's class for vLLM gathers the weights itself, one at a time.
+            nullcontext() if self.args.use_vllm else self._policy() as policy,
             tqdm(
                 total=sum(number for _, number in chunks),
                 desc=f"Iteration {iteration}: {name.replace('_', ' ')}",
@@ -380,7 +381,7 @@ class RFTTrainer(SFTTrainer):
         with whole_weights(self.model_wrapped, self.accelerator) as policy, self.accelerator.autocast():
             yield policy
 
-    def _generator(self, policy: torch.nn.Module):
+    def _generator(self, policy: torch.nn.Module | None):
         """A function `(prompts, num_samples, options) -> completions` of the current weights."""
         if not self.args.use_vllm:
             engine = TransformersEngine(policy, self.processing_class, batch_size=self.args.generation_batch_size)
@@ -410,6 +411,8 @@ class RFTTrainer(SFTTrainer):
             num_fillers = -self._num_rows % (self._train_batch_size * self.accelerator.num_processes)
             with self.accelerator.main_process_first():
                 self.train_dataset = with_fillers(self.train_dataset, num_fillers)
+        if getattr(self.model, "is_loaded_in_4bit", False) and self.accelerator.device.type == "cpu":
+            self.model.state_dict()  # bitsandbytes packs weights for inference on a CPU, and unpacks them here alone
         # Fresh optimizer and schedule, and the model wrapped anew for it.
         self.optimizer = self.lr_scheduler = None
         self.model_wrapped = self.model

@@ -26,8 +26,10 @@ class StepGRPOConfig(GRPOConfig):
     Parameters:
         > Parameters that control the advantages
 
-        advantage_estimator (`str`, *optional*, defaults to `"min_form"`):
-            How the scores of steps become their advantages; the formulas are in `trl_erprm/policy/advantages.py`.
+        advantage_estimator (`str`, *optional*, defaults to `"reward_to_go"`):
+            How the scores of steps become their advantages; the formulas are in `trl_erprm/policy/advantages.py`. The
+            default did best in our comparison (`docs/step-grpo.md`); it is also the one that a policy can exploit by
+            writing more good steps, which guards of [`ProcessReward`] bound.
 
             - `"outcome"`: GRPOTrainer's own advantages, one a completion.
             - `"reward_to_go"`: normalized step rewards, summed from each step on (GRPO with process supervision,
@@ -57,7 +59,7 @@ class StepGRPOConfig(GRPOConfig):
     """
 
     advantage_estimator: str = field(
-        default="min_form",
+        default="reward_to_go",
         metadata={"help": "How step scores become advantages.", "choices": list(ADVANTAGE_ESTIMATORS)},
     )
     outcome_weight: float | None = field(

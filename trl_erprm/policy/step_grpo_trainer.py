@@ -50,7 +50,7 @@ class StepGRPOTrainer(GRPOTrainer):
     trainer = StepGRPOTrainer(
         model="outputs/policy",
         reward_funcs=ProcessReward("outputs/prm"),
-        args=StepGRPOConfig("outputs/step-grpo", advantage_estimator="min_form"),
+        args=StepGRPOConfig("outputs/step-grpo", advantage_estimator="reward_to_go"),
         train_dataset=prompts,  # column `prompt`
     )
     trainer.train()

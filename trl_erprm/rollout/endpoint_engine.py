@@ -42,6 +42,7 @@ except ImportError:  # reported where an engine is made
 
 from .engine import Completion, Prefix, PrefixTooLongError, SamplingOptions, check_request, sample_keys
 from .rendering import check_window, cut_at_stop, encode, render, request_seed
+from .server_answers import error_message, reported_stop_text, seconds_to_wait
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -259,7 +260,7 @@ class EndpointEngine:
                     names = ("id", "root", "parent", "max_model_len", "owned_by", "meta")
                     servers[url] = {name: found[0][name] for name in names if found and found[0].get(name) is not None}
                 except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-                    servers[url] = f"{type(error).__name__}: {error}"
+                    servers[url] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return {"model": self.model, "servers": servers}
 
     def _prompt(self, index: int, prefix: Prefix, options: SamplingOptions) -> "_Prompt":
@@ -498,9 +499,9 @@ class _Run:
         engine._down_until.pop(server.url, None)
         if response.status_code == 200:
             return response.text
-        status, message = response.status_code, _error_message(response.text)
+        status, message = response.status_code, error_message(response.text)
         if status in _RETRIED_STATUS:
-            raise _Fault(f"status {status}: {message}", wait=_seconds(response.headers.get("retry-after")))
+            raise _Fault(f"status {status}: {message}", wait=seconds_to_wait(response.headers.get("retry-after")))
         if status in (400, 413, 422) and _CONTEXT_ERROR.search(message):
             length = "" if job.prompt.ids is None else f" ({len(job.prompt.ids)} tokens)"
             raise PrefixTooLongError(
@@ -527,7 +528,8 @@ class _Run:
             parsed = json.loads(answer)
             choices = sorted(parsed["choices"], key=lambda choice: choice.get("index", 0))[: job.size]
             found = [
-                (choice["text"], _FINISH_REASONS[choice["finish_reason"]], _stop_text(choice)) for choice in choices
+                (choice["text"], _FINISH_REASONS[choice["finish_reason"]], reported_stop_text(choice))
+                for choice in choices
             ]
             if not found or not all(isinstance(text, str) for text, *_ in found):
                 raise ValueError("no text")
@@ -567,34 +569,6 @@ class _Run:
             f"{seconds:.0f} seconds. {faults}. Start the server (GET {self.servers[0].url}/models must answer), or "
             "raise `timeout` or `max_retries`; a labelling run then goes on where it stopped."
         )
-
-
-def _stop_text(choice: dict[str, Any]) -> str | None:
-    """The stop text that the server says it stopped at: vLLM's, SGLang's and llama.cpp's name for it."""
-    reported = (choice.get(name) for name in ("stop_reason", "matched_stop", "stopping_word"))
-    return next((text for text in reported if isinstance(text, str) and text), None)
-
-
-def _error_message(text: str) -> str:
-    """What a server says of a refused request, without the request itself, which some repeat."""
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        parsed = None
-    found: Any = parsed
-    while isinstance(found, dict):
-        found = next((found[name] for name in ("error", "message", "detail", "msg") if found.get(name)), None)
-    if isinstance(found, list):  # FastAPI's: where and what, a dictionary each
-        found = "; ".join(
-            f"{'.'.join(map(str, one.get('loc', ())))}: {one.get('msg', '')}" if isinstance(one, dict) else str(one)
-            for one in found
-        )
-    return " ".join(str(found or text).split())[:500].rstrip(".") or "no message"
-
-
-def _seconds(text: str | None) -> float:
-    """Of a Retry-After header; 0 where it is absent or a date."""
-    return float(text) if text and text.isdecimal() else 0.0
 
 
 def _run_to_end(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -1,9 +1,9 @@
 """Sampling that is independent of the batch: a stream of random numbers for each sample.
 
 `torch.multinomial` draws from one stream for the whole batch, so that a sample changes with every other row. Here each
-sample has its own stream: SplitMix64 (Steele, Lea and Flood, 2014), keyed by the hash of seed, prefix and sample number
-([`~rollout.engine.sample_keys`]), gives one uniform number for each position ([`uniform_numbers`]). The token is then
-chosen by inverting the cumulative distribution at that number ([`InverseTransformSampler`]).
+sample has its own stream: SplitMix64 (Steele, Lea and Flood, 2014), keyed by the hash of seed, prefix and sample
+number ([`~rollout.engine.sample_keys`]), gives one uniform number for each position ([`uniform_numbers`]). The token
+is then chosen by inverting the cumulative distribution at that number ([`InverseTransformSampler`]).
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,8 @@ class InverseTransformSampler:
         tokens = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[1] - 1)
         # A parallel sum need not rise monotonically in its last digit: a token that was filtered out is never taken.
         is_excluded = probabilities.gather(1, tokens) == 0
+        if not is_excluded.any():  # as good as always, and the search for the likeliest costs a third of all this
+            return tokens
         return torch.where(is_excluded, probabilities.argmax(dim=-1, keepdim=True), tokens)
 
     def check(self) -> None:

@@ -1,0 +1,1 @@
+"""Scripts that measure against peers and print ratios; a package for `python -m benchmarks.study`."""

@@ -1,0 +1,57 @@
+"""python -m benchmarks.study: see the package."""
+
+import argparse
+import fcntl
+import os
+from pathlib import Path
+
+from trl_erprm.manifest import open_run
+
+from .config import PARTS, read_config
+from .runner import run_units
+from .units import Unit, list_units
+
+HERE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("--config", type=Path, default=HERE / "config.yaml")
+    parser.add_argument("--output_dir", help="instead of the config's")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {','.join(PARTS)}; what they need is done, too")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the config's")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, a core each")
+    parser.add_argument("--report_only", action="store_true", help="only write the report of what is finished")
+    parser.add_argument("--write_docs", action="store_true", help="put the results into docs/study.md, too")
+    args = parser.parse_args(argv)
+    parts = args.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts must be of {','.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    config = read_config(args.config, output_dir=args.output_dir, seeds=args.seeds)
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    root = Path(config.output_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    unfinished: list[Unit] = []
+    if not args.report_only:
+        for difficulty in config.difficulties:
+            open_run(root / difficulty, config.identity(difficulty), kind="study")
+        with open(root / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            except BlockingIOError:
+                parser.error(f"{root} is in use by another run. Give that one more --jobs, or another --output_dir")
+            unfinished = run_units(config, list_units(config, parts), args.jobs)
+    from .report import write_docs, write_report
+
+    if args.write_docs:
+        write_docs(config, HERE.parents[1] / "docs" / "study.md")
+    print(f"Report: {write_report(config)}")
+    for unit in unfinished:
+        print(f"not done: {unit.name}")
+    return 1 if unfinished else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,67 @@
+"""Does units, several at a time: each as soon as what it needs is there, in a process of its own."""
+
+import contextlib
+import multiprocessing
+import time
+import traceback
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+
+from .config import StudyConfig
+from .units import Unit, requirements, write_result
+
+
+def run_unit(config: StudyConfig, unit: Unit) -> str:
+    """Does a unit and writes its result, with the time it took; gives an error as text, empty where there is none."""
+    import torch
+    from transformers.utils import logging
+
+    from . import measures, policies, prms  # in the process that works: torch's threads are set before
+
+    torch.set_num_threads(1)  # so small a model gains nothing from more
+    logging.disable_progress_bar()
+    work = {
+        "labels": prms.make_labels,
+        "prm": prms.train_prm,
+        "pool": measures.make_pool,
+        "scores": measures.measure_prm,
+        "rft": policies.run_rft,
+        "grpo": policies.run_grpo,
+    }[unit.kind]
+    start, cpu = time.perf_counter(), time.process_time()
+    log = unit.directory(config.output_dir) / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            result = work(config, unit)
+    except Exception:  # one unit that fails shall not end the others; the run then ends with exit code 1
+        return traceback.format_exc()
+    times = {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - cpu}
+    write_result(unit.path(config.output_dir), {**result, **times})
+    return ""
+
+
+def run_units(config: StudyConfig, units: list[Unit], num_jobs: int) -> list[Unit]:
+    """Does what is not finished, in order, each unit as soon as what it needs is there. Gives those not done."""
+    root = config.output_dir
+    done = {unit for unit in units if unit.path(root).exists()}
+    waiting = [unit for unit in units if unit not in done]
+    total, failed, running = len(units), set(), {}
+    print(f"{len(done)} of {total} units are finished in {root}", flush=True)
+    # Spawned: a forked process would inherit torch's threads in an unknown state.
+    with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn")) as pool:
+        while True:
+            for unit in [unit for unit in waiting if all(needed in done for needed in requirements(unit))]:
+                if len(running) == num_jobs:
+                    break
+                waiting.remove(unit)
+                running[pool.submit(run_unit, config, unit)] = unit, time.perf_counter()
+            if not running:
+                return [unit for unit in units if unit in failed or unit in waiting]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                unit, start = running.pop(future)
+                if error := future.result():
+                    failed.add(unit)
+                    print(f"failed: {unit.name}\n{error}", flush=True)
+                else:
+                    done.add(unit)
+                    print(f"[{len(done)}/{total}] {unit.name}: {time.perf_counter() - start:.0f} s", flush=True)

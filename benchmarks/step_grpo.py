@@ -39,6 +39,7 @@ METHODS = {
     "outcome (right answers)": None,
     "outcome (PRM, min)": None,
     **STEP_METHODS,
+    "reward_to_go + right answers": {**STEP_METHODS["reward_to_go"], "outcome_weight": 1.0},
     "reward_to_go, clip + delta + right answers": {
         **STEP_METHODS["reward_to_go, clip + delta"],
         "outcome_weight": 1.0,
@@ -138,22 +139,26 @@ def plot(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for number, method in enumerate(METHODS):
-        curves = [runs[method] for runs in results.values() if method in runs]
-        if not curves:
-            continue
-        values = 100 * np.array([curve["accuracy"] for curve in curves])
-        mean, samples = values.mean(axis=0), np.array(curves[0]["samples"])
-        color, dash = plt.cm.tab10(number), "--" if method.startswith("outcome") else "-"
-        axes.plot(samples, mean, dash, color=color, label=method)
-        axes.fill_between(samples, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, linewidth=0)
-    axes.set_xlabel("sampled completions")
-    axes.set_ylabel("held-out accuracy of a sample (%)")
-    axes.set_title(f"Embedded task, {len(results)} seeds: mean, and lowest to highest seed")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
-    figure.savefig(path, dpi=150)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True, layout="constrained")
+    titles = ["steps alone (dashed: whole completions)", "steps and right answers"]
+    for axes, title, mixed in zip(panels, titles, (False, True), strict=True):
+        shown = [m for m in METHODS if m == BASELINE or ("+ right answers" in m) == mixed]
+        for number, method in enumerate(shown):
+            curves = [runs[method] for runs in results.values() if method in runs]
+            if not curves:
+                continue
+            values = 100 * np.array([curve["accuracy"] for curve in curves])
+            samples, dash = np.array(curves[0]["samples"]), "--" if method.startswith("outcome") else "-"
+            color = "black" if method == BASELINE else plt.cm.tab10(number)
+            axes.plot(samples, values.mean(axis=0), dash, color=color, label=method.removesuffix(" + right answers"))
+            axes.fill_between(samples, values.min(axis=0), values.max(axis=0), color=color, alpha=0.1, linewidth=0)
+        axes.set_title(title)
+        axes.set_xlabel("sampled completions")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=9, frameon=False)
+    panels[0].set_ylabel("held-out accuracy of a sample (%)")
+    figure.suptitle(f"Embedded task, {len(results)} seeds: mean, and lowest to highest seed")
+    figure.savefig(path, dpi=100)
 
 
 def markdown(results: dict) -> str:

@@ -38,9 +38,7 @@ class ScriptArguments:
     scoring_batch_size: int = field(default=32, metadata={"help": "Completions the PRM scores at once."})
     share_base: bool = field(
         default=False,
-        metadata={
-            "help": "Load the PRM, an adapter of the policy's base, onto the policy: one copy in memory."
-        },
+        metadata={"help": "Load the PRM, an adapter of the policy's base, onto the policy: one copy in memory."},
     )
     task: str | None = field(
         default=None,

@@ -76,6 +76,9 @@ def test_two_processes_equal_one(name, tiny_policy, one_process, tmp_path):
         saved, other = (
             load_file(folder / path / "model.safetensors") for folder in (tmp_path / "run", expected_folder)
         )
+        # transformers writes a tied head beside the embeddings where FSDP splits them
+        tied = {"lm_head.weight": other["model.embed_tokens.weight"]} if name == "fsdp2" else {}
+        other = {**other, **tied}
         assert saved.keys() == other.keys()
         for tensor_name, tensor in saved.items():
             torch.testing.assert_close(tensor, other[tensor_name], rtol=1e-3, atol=1e-5)

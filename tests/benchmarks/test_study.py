@@ -30,8 +30,8 @@ AGGREGATIONS = ["min", "product", "mean", "last", "max", "softmin"]
 
 @pytest.fixture
 def config(tmp_path) -> StudyConfig:
-    """The small study, elsewhere."""
-    return read_config(STUDY / "small.yaml", output_dir=str(tmp_path / "study"))
+    """The small study with 16 and 4 rollouts, elsewhere."""
+    return read_config(STUDY / "small.yaml", output_dir=str(tmp_path / "study"), num_rollouts=[16, 4])
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,9 @@ def test_error_of_the_share_of_right_rollouts():
         errors[of_row] = [share - TASK.exact_value(of_row, steps[: k + 1]) for k in range(5)]
         counts = {"num_rollouts": [2] * 5 + [1], "num_correct": [round(2 * share)] * 5 + [1]}
         rows.append({"prompt": f"{of_row}\n", "completions": steps, **counts})
-    malformed = {"prompt": f"{problem}\n", "completions": ["x"], "num_correct": [0], "num_rollouts": [1]}
+    right = TASK.solve(problem)
+    no_value = [f"{right[0][:-1]}9", *right[1:]]  # the policy may write any digit; modulo 5 there is no 9
+    malformed = {"prompt": f"{problem}\n", "completions": no_value, "num_correct": [0] * 6, "num_rollouts": [1] * 6}
     expected = math.sqrt(np.mean(np.square([*errors[problem], *errors[other]])))
     # equal prefixes count once
     assert share_error(TASK, [rows[0], rows[0], rows[1], malformed]) == pytest.approx(expected)
@@ -222,13 +224,14 @@ def test_pool_holds_equal_candidates_once_and_malformed_ones_never_win(tmp_path)
     problem = TASK.problems("test")[0]
     right = TASK.solve(problem)
     wrong = [*right[:-1], f"#{(int(right[-1][1]) + 1) % 5}"]
-    texts = ["\n".join(right) + "\n", right[-1], "\n".join(wrong), "\n".join(right), "x"]
+    no_value = "\n".join([f"{right[0][:-1]}9", *right[1:]])  # well formed, but modulo 5 there is no 9
+    texts = ["\n".join(right) + "\n", no_value, "\n".join(wrong), "\n".join(right), "x"]
     Pool.of_texts(TASK, [problem], [texts]).save(tmp_path / "pool.json")
     pool = Pool.load(tmp_path / "pool.json", TASK)
     assert pool.steps == [right, wrong]
     assert pool.candidates == [[0, None, 1, 0, None]]
     assert pool.answers == [[right[-1][1], right[-1][1], wrong[-1][1], right[-1][1], None]]
-    assert pool.is_correct.tolist() == [[True, False, False, True, False]]  # an answer without steps does not count
+    assert pool.is_correct.tolist() == [[True, False, False, True, False]]  # the second is malformed
     assert pool.num_copies.tolist() == [2, 1]
     assert pool.is_right_step.tolist() == [[True] * 6, [True] * 5 + [False]]
     assert pool.probabilities[:, -1].tolist() == [1.0, 0.0]

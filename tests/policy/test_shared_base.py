@@ -98,17 +98,13 @@ def test_a_run(policy, prm_path, tiny_policy, tmp_path):
 
 class TestErrors:
     def test_no_adapter(self, policy, tiny_policy):
-        with pytest.raises(
-            ValueError, match="must hold the adapter of a process reward model .* and does not. Train"
-        ):
+        with pytest.raises(ValueError, match="must hold the adapter of a process reward model .* and does not. Train"):
             share_base(policy, tiny_policy[1])
 
     def test_another_head(self, policy, tiny_policy, tmp_path):
         lora = LoraConfig(**{**LORA, "task_type": "TOKEN_CLS"}, modules_to_save=["score"])
         prm_trainer(tiny_policy[1], tmp_path, ROWS, peft_config=lora).save_model()
-        with pytest.raises(
-            ValueError, match="has the head 'token_classification', which the policy's base model d"
-        ):
+        with pytest.raises(ValueError, match="has the head 'token_classification', which the policy's base model d"):
             share_base(policy, tmp_path)
 
     def test_another_base(self, policy, prm_path):

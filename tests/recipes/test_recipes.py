@@ -407,7 +407,6 @@ class TestRFT:
             arguments = ["--model_name_or_path", tiny_policy[1], "--dataset_path", prompts]
             recipes["rft"].main([*arguments, "--output_dir", str(tmp_path / "rft"), *FAST])
 
-
     @pytest.mark.parametrize("options", [[], ["--load_in_4bit", "true", "--dtype", "float32"]], ids=["lora", "qlora"])
     def test_one_base_for_policy_and_prm(self, recipes, tiny_policy, tmp_path, options):
         """`share_base`: both are adapters; the policy's alone is saved."""

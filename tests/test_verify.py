@@ -292,6 +292,15 @@ def test_degenerate_completions_are_judged_in_time(text, how):
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.parametrize(
+    "text", ["#### 5" + " " * 200_000 + "x", " " * 100_000 + "x" + "#### " * 20_000], ids=["in the answer", "in front"]
+)
+def test_white_space_on_an_answer_line_is_read_in_time(text):
+    started = time.perf_counter()
+    assert verify_answer(text, "5", "gsm8k") is (None if text[0] == " " else True)
+    assert time.perf_counter() - started < 5
+
+
 def in_thread(function):
     results = []
     thread = threading.Thread(target=lambda: results.append(function()))

@@ -73,7 +73,7 @@ _FRACTION = re.compile(r"\A(-?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}\Z")
 # "5 million" must not be read as 5 with the unit "million".
 _SCALING_UNIT = re.compile(r"\b(?:hundred|thousand|[mbtr]+illion|dozen|score|k|m|bn|half|and|or)\b")
 
-_GSM8K_LINE = re.compile(r"^[^\S\n]*####(?!#)[^\S\n]*(?P<answer>[^\n]*?)[^\S\n]*$", re.MULTILINE)
+_GSM8K_LINE = re.compile(r"[^\S\n]*####(?!#)(?P<answer>[^\n]*)")
 _ARITHMETIC_LINE = re.compile(r"#(?P<answer>-?[0-9]{1,18})")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # what follows a backslash is no brace that opens or closes
@@ -245,10 +245,11 @@ def _arithmetic_answer(text: str) -> str | None:
 def _gsm8k_answer(text: str) -> str | None:
     position = text.rfind("####")
     while position >= 0:
-        match = _GSM8K_LINE.match(text, text.rfind("\n", 0, position) + 1)
+        start = text.rfind("\n", 0, position) + 1
+        match = _GSM8K_LINE.match(text, start)
         if match is not None:
-            return match["answer"] or None
-        position = text.rfind("####", 0, position)
+            return match["answer"].strip() or None
+        position = text.rfind("####", 0, start)  # a line is looked at once, however often it has the mark
     return None
 
 

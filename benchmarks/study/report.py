@@ -318,7 +318,8 @@ def _mean(measure: Measure, values: Sequence[float]) -> str:
     mean = mean_over_seeds(values)
     if mean.n < 2:
         return measure.show(mean.mean)
-    return f"{measure.show(mean.mean)} [{measure.show(mean.low)}, {measure.show(mean.high)}]"
+    low, high = max(mean.low, measure.limits[0]), min(mean.high, measure.limits[1])
+    return f"{measure.show(mean.mean)} [{measure.show(low)}, {measure.show(high)}]"
 
 
 def _head(measure: Measure) -> str:

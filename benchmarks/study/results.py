@@ -20,6 +20,7 @@ class Measure(NamedTuple):
         path (`tuple[str | int, ...]`): where it stands in the result.
         unit (`str`): `"%"` for shares that are shown in per cent, else empty.
         higher_is_better (`bool`): direction.
+        limits (`tuple[float, float]`): between which it lies, and intervals of its mean are cut off.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Measure(NamedTuple):
     path: tuple[str | int, ...]
     unit: str = ""
     higher_is_better: bool = True
+    limits: tuple[float, float] = (0.0, 1.0)
 
     def show(self, value: float, sign: bool = False) -> str:
         """A value as the tables write it."""
@@ -35,9 +37,9 @@ class Measure(NamedTuple):
 
 STEP_AUROC = Measure("step AUROC", "scores", ("step_auroc",))
 STEP_PAIRS = Measure("right prefix above wrong", "scores", ("step_pair_accuracy",), "%")
-P_CORRELATION = Measure("rank correlation with p", "scores", ("p_correlation",))
+P_CORRELATION = Measure("rank correlation with p", "scores", ("p_correlation",), limits=(-1.0, 1.0))
 P_ERROR = Measure("error of p", "scores", ("p_error",), higher_is_better=False)
-P_BIAS = Measure("bias of p", "scores", ("p_bias",))
+P_BIAS = Measure("bias of p", "scores", ("p_bias",), limits=(-1.0, 1.0))
 RFT = Measure("RFT", "rft", ("history", -1, "sampled"), "%")
 GRPO = Measure("GRPO", "grpo", ("history", -1, "sampled"), "%")
 

@@ -183,6 +183,16 @@ def test_bad_candidates(rows, message):
         make_pool(rows, name="pool")
 
 
+@pytest.mark.parametrize("how", ["arithmetic", "gsm8k"])
+def test_answers_of_another_convention_are_named(how):
+    rows = changed(ROWS, 1, candidates=[candidate("3", True), candidate("x+1", False)])
+    with pytest.raises(ValueError, match=rf"row 1 \(p1\), candidate 1, has the `extracted_answer` 'x\+1'.*{how}"):
+        make_pool(rows, how, name="pool")
+    assert make_pool(rows, "auto").classes[1] == [0, 1]
+    rows = changed(ROWS, 1, candidates=[candidate("3", True), candidate("", False)])  # no answer is no error
+    assert make_pool(rows, how).classes[1] == [0, None]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

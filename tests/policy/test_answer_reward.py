@@ -21,6 +21,17 @@ def test_messages():
     assert AnswerReward("gsm8k")(completions=messages, answer=["3", "3"]) == [1.0, 0.0]
 
 
+def test_messages_without_text_answer_nothing():
+    blocks = [{"role": "assistant", "content": [{"type": "text", "text": "#### 3"}]}]
+    call = [{"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]
+    tool = [{"role": "assistant", "content": "f(2)"}, {"role": "tool", "content": "#### 3"}]
+    assert AnswerReward("gsm8k")(completions=[blocks, call, tool, []], answer=["3"] * 4) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_numbers_as_references():
+    assert AnswerReward("gsm8k")(completions=["#### 3", "#### 3"], answer=[3, 2.5]) == [1.0, 0.0]
+
+
 def test_convention():
     assert AnswerReward("gsm8k")(completions=["3"], answer=["3"]) == [0.0]
     assert AnswerReward("auto")(completions=["3"], answer=["3"]) == [1.0]

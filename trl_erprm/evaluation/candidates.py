@@ -48,6 +48,8 @@ StepScores = Sequence[Sequence[Sequence[float] | None]]
 
 _FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
 
+_AS_WRITTEN = {"arithmetic": "#{}", "gsm8k": "#### {}"}  # conventions that not every answer fits
+
 
 @dataclass(frozen=True)
 class CandidatePool:
@@ -439,6 +441,12 @@ def _read_problem(problem: Mapping[str, Any], where: str, answer_how: str, split
         answer = candidate.get("extracted_answer")
         if "extracted_answer" not in candidate:
             answer = extract_answer(text, answer_how)
+        elif answer is not None and str(answer).strip() and answer_how in _AS_WRITTEN:
+            if extract_answer(_AS_WRITTEN[answer_how].format(answer), answer_how) is None:
+                raise ValueError(
+                    f"{which} has the `extracted_answer` {answer!r}, which is none as `answer_how={answer_how!r}` "
+                    "writes them. Name the convention of the file, 'auto' for any."
+                )
         verdict = candidate.get("is_correct")
         if "is_correct" not in candidate:
             if reference is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..verify import check_answer_convention, verify_answer
+from .process_reward import completion_text
 
 
 class AnswerReward:
@@ -41,7 +42,8 @@ class AnswerReward:
         """
         Args:
             completions (`Sequence` of `str` or messages):
-                The completions; of messages, the content of the last is read.
+                The completions; of messages, the content of the last is read, if it is the assistant's
+                ([`completion_text`]).
             **kwargs:
                 The columns of the dataset, among them `answer_column`, and what else TRL hands to reward functions.
 
@@ -57,11 +59,14 @@ class AnswerReward:
                 f"AnswerReward compares with the column {self.answer_column!r}, which the dataset does not have. Name "
                 "the column with the reference answers: AnswerReward(answer_column=...)."
             )
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         return [
-            None if reference is None else float(verify_answer(text, reference, self.answer_how) is True)
-            for text, reference in zip(texts, kwargs[self.answer_column], strict=True)
+            None if reference is None else float(self._is_right(completion_text(completion), reference))
+            for completion, reference in zip(completions, kwargs[self.answer_column], strict=True)
         ]
+
+    def _is_right(self, text: str, reference: str | int | float) -> bool:
+        reference = str(reference) if isinstance(reference, int | float) else reference
+        return verify_answer(text, reference, self.answer_how) is True
 
     @property
     def identity(self) -> dict:

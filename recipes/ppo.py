@@ -7,9 +7,11 @@ Without arguments the embedded task is run: the policy, the labels and the PRM a
 (`recipes/stages.py`), each kept under `outputs/arithmetic/` and reused by the next run.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import stages
 from rich.console import Console
@@ -37,6 +39,9 @@ class ScriptArguments:
     split_how: str = field(default="newline", metadata={"help": "How completions are split into steps."})
     answer_how: str = field(default="auto", metadata={"help": "How answers are read: see `verify_answer`."})
     scoring_batch_size: int = field(default=32, metadata={"help": "Completions the PRM scores at once."})
+    guards: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Bounds on steps against reward hacking, see `StepGuards`; JSON."}
+    )
     task: str | None = field(
         default=None,
         metadata={
@@ -80,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         split_how=script_args.split_how,
         answer_how=script_args.answer_how,
         is_well_formed=is_well_formed,
+        guards=json.loads(script_args.guards) if isinstance(script_args.guards, str) else script_args.guards,
         reward_if_malformed=0.0,  # `None` would keep a completion without an answer from being punished
         batch_size=script_args.scoring_batch_size,
     )

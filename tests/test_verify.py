@@ -297,7 +297,7 @@ def test_degenerate_completions_are_judged_in_time(text, how):
 )
 def test_white_space_on_an_answer_line_is_read_in_time(text):
     started = time.perf_counter()
-    assert verify_answer(text, "5", "gsm8k") is (None if text[0] == " " else True)
+    assert verify_answer(text, "5", "gsm8k") is None
     assert time.perf_counter() - started < 5
 
 

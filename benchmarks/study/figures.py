@@ -111,23 +111,16 @@ def _scores(results: Results, difficulty: str) -> Any:
                 p, mean_label, "--", color="#00805C", linewidth=1.4, label=f"mean label, {config.most_rollouts}"
             )
         for index, bins in enumerate(of_seeds):
-            mean_p, score, _, _ = np.array(bins).T
-            panel.plot(
-                mean_p,
-                score,
-                "o-",
-                color="#C04A00",
-                markersize=3,
-                linewidth=0.8,
-                alpha=0.6,
-                label=None if index else "PRM, a line a seed",
-            )
+            mean_p, score, _, num_steps = np.array(bins).T
+            name = None if index else "PRM, a line a seed; large dots: many steps"
+            panel.plot(mean_p, score, color="#C04A00", linewidth=0.6, alpha=0.5)
+            panel.scatter(mean_p, score, 2 + 200 * num_steps / num_steps.sum(), color="#C04A00", alpha=0.5, label=name)
         panel.set_title(label, fontsize=10)
         panel.set_xlabel("exact p", fontsize=9)
         panel.set_ylim(-0.03, 1.03)
     panels[0].set_ylabel("score", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 

@@ -14,6 +14,7 @@ from .paired import Difference, compare_with, mean_over_seeds
 from .results import (
     GRPO,
     P_BIAS,
+    P_BIAS_IF_PERFECT,
     P_CORRELATION,
     P_ERROR,
     RFT,
@@ -62,8 +63,8 @@ def report(results: Results, images: Mapping[str, str], heading: str = "##") -> 
         if not results.of("labels", difficulty):
             continue
         largest, sizes = max(config.best_of_n["sizes"]), config.best_of_n["sizes"]
-        headline = [STEP_AUROC, STEP_PAIRS, P_CORRELATION, P_ERROR, P_BIAS, best_of_n("min", largest), RFT, GRPO]
-        compared = [measure for measure in headline if measure is not P_BIAS]
+        compared = [STEP_AUROC, STEP_PAIRS, P_CORRELATION, P_ERROR, best_of_n("min", largest), RFT, GRPO]
+        headline = [*compared[:4], P_BIAS, P_BIAS_IF_PERFECT, *compared[4:]]
         by_n = [best_of_n("min", n) for n in sizes]
         by_how = [best_of_n(how, largest) for how in config.best_of_n["aggregations"]]
         sections = [

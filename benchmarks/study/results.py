@@ -40,6 +40,7 @@ STEP_PAIRS = Measure("right prefix above wrong", "scores", ("step_pair_accuracy"
 P_CORRELATION = Measure("rank correlation with p", "scores", ("p_correlation",), limits=(-1.0, 1.0))
 P_ERROR = Measure("error of p", "scores", ("p_error",), higher_is_better=False)
 P_BIAS = Measure("bias of p", "scores", ("p_bias",), limits=(-1.0, 1.0))
+P_BIAS_IF_PERFECT = Measure("... of a perfect fit", "scores", ("p_bias_if_perfect",), limits=(-1.0, 1.0))
 RFT = Measure("RFT", "rft", ("history", -1, "sampled"), "%")
 GRPO = Measure("GRPO", "grpo", ("history", -1, "sampled"), "%")
 

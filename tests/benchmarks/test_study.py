@@ -341,6 +341,7 @@ def write_scores(config: StudyConfig, seed: int, label: str, **values) -> None:
         "p_correlation": 0.5,
         "p_error": None if label == "hard" else 0.1,
         "p_bias": None,
+        "p_bias_if_perfect": None,
         "bins": [[0.1, 0.2, 0.2, 5], [0.9, 0.8, 0.9, 5]],
         "best_of_n": {how: {str(n): 0.5 for n in (4, 8, 16, 32, 64)} for how in AGGREGATIONS},
         "seconds": 1.0,
@@ -463,3 +464,5 @@ def test_a_tiny_study(tmp_path, monkeypatch, capsys):
 def test_measures_are_shown_in_their_units():
     assert best_of_n("min", 64).show(0.5, sign=True) == "+50.0"
     assert STEP_AUROC.show(0.91234) == "0.912"
+    # half of the interval is 4.303 * 0.2887 / sqrt(3) = 0.717, and no share is above 1
+    assert report._mean(best_of_n("min", 64), [0.5, 1.0, 1.0]) == "83.3 [11.6, 100.0]"

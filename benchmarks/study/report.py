@@ -186,6 +186,8 @@ def exact_table(results: Results, difficulty: str) -> str:
     for scores, scores_name in (("values", "V of the exact p"), ("labels", "mean label")):
         for steps, steps_name in (("all", "all"), ("open", "all but the last two")):
             for label in of_seeds[0][scores][steps]:
+                if not all(label in result[scores][steps] for result in of_seeds):
+                    continue  # labels that were added to the config after some of the candidates
                 cells = []
                 for how in aggregations:
                     found = [result[scores][steps][label][how] for result in of_seeds]

@@ -19,7 +19,7 @@ from trl_erprm.evaluation.comparison import (
     headline_pairs,
 )
 from trl_erprm.evaluation.curves import best_of_n_curves
-from trl_erprm.evaluation.paired import bootstrap_interval, mcnemar
+from trl_erprm.evaluation.paired import bootstrap_interval, holm, mcnemar
 from trl_erprm.evaluation.report import comparison_table
 from trl_erprm.prm.aggregation import AGGREGATIONS
 
@@ -226,7 +226,11 @@ def test_table(compared):
         rows[0][1] == f"{100 * good['accuracy'][-1]:.1f} [{100 * good['low'][-1]:.1f}, {100 * good['high'][-1]:.1f}]"
     )
     pair = next(p for p in headline_pairs(metrics) if (p["first"], p["second"]) == ("good", MAJORITY))
-    assert rows[0][2].startswith(f"{100 * pair['difference']:+.1f} [") and rows[0][3] == f"{pair['p_value']:.3f}"
+    assert rows[0][2].startswith(f"{100 * pair['difference']:+.1f} [")
+    tested = {p["first"]: p["p_value"] for p in headline_pairs(metrics) if p["second"] == MAJORITY}
+    corrected = holm([tested["good"], tested["chance"]])  # of the scorers, without their votes; as the report has it
+    assert [cells[3] for cells in rows[:2]] == [f"{p_value:.3f}" for p_value in corrected]
+    assert corrected != [tested["good"], tested["chance"]]
     assert "Best of 5 by min" in text and "20 problems" in text and "…" not in text
 
 

@@ -73,6 +73,24 @@ def test_own_problems_with_worked_solutions(recipe, tiny_policy, prm_path, tmp_p
     assert (tmp_path / "ppo" / "critic" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("given", [None, '{"max_steps": 3}'])
+def test_guards_reach_the_reward(recipe, tiny_policy, prm_path, tmp_path, monkeypatch, given):
+    found = []
+
+    def stop(*args, guards, **kwargs):
+        found.append(guards)
+        raise InterruptedError
+
+    monkeypatch.setattr(recipe[0], "ProcessReward", stop)
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(json.dumps({"prompt": "1+1", "answer": "2"}) + "\n")
+    arguments = ["--model_name_or_path", tiny_policy[1], "--prm_path", str(prm_path), "--dataset_path", str(problems)]
+    arguments += ["--output_dir", str(tmp_path / "ppo"), *CPU] + (["--guards", given] if given else [])
+    with pytest.raises(InterruptedError):
+        recipe[0].main(arguments)
+    assert found == [given and {"max_steps": 3}]
+
+
 def test_without_arguments(recipe, tmp_path, monkeypatch):
     ppo, stages = recipe
     monkeypatch.chdir(tmp_path)

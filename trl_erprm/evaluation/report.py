@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .comparison import MAJORITY, headline_pairs
+from .paired import holm
 
 __all__ = ["RFT_METRICS", "check_rft_rows", "comparison_table", "rft_table"]
 
@@ -82,7 +83,7 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
 
     Returns:
         `rich.table.Table`: a row a scorer, best first, then the baselines; for `rich.print`. Accuracies in per cent,
-        differences in points; *p* is McNemar's.
+        differences in points; *p* is McNemar's, corrected (Holm) for the number of scorers, as in `report.html`.
 
     Example:
 
@@ -96,23 +97,26 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     ```
     """
     n, how = metrics["num_candidates"], metrics["aggregation"]
-    against_majority = {pair["first"]: pair for pair in headline_pairs(metrics) if pair["second"] == MAJORITY}
+    scorers = set(metrics["scorers"])
+    pairs = [pair for pair in headline_pairs(metrics) if pair["second"] == MAJORITY and pair["first"] in scorers]
+    corrected = holm([pair["p_value"] for pair in pairs])
+    against_majority = {pair["first"]: (pair, p_value) for pair, p_value in zip(pairs, corrected, strict=True)}
     table = Table(
         title=f"Best of {n} by {how} of the step scores, in per cent",
         caption=f"{metrics['num_problems']:,} problems; in brackets: 95 % interval",
     )
     table.add_column("Chosen by", overflow="fold")
-    for heading in ("Right", "Points above\nmajority vote", "p"):
+    for heading in ("Right", "Points above\nmajority vote", "p (Holm)"):
         table.add_column(heading, justify="right", no_wrap=True)
     curves = {
         name: (scorer["aggregation"], scorer["aggregations"][scorer["aggregation"]]["best_of_n"])
         for name, scorer in metrics["scorers"].items()
     }
     for name, (own, curve) in sorted(curves.items(), key=lambda entry: -entry[1][1]["accuracy"][-1]):
-        pair, name = against_majority[name], name if own == how else f"{name} ({own})"
+        (pair, p_value), name = against_majority[name], name if own == how else f"{name} ({own})"
         low, high = (f"{100 * pair[key]:+.1f}" for key in ("low", "high"))
         difference = f"{100 * pair['difference']:+.1f} [{low}, {high}]"
-        table.add_row(*map(Text, (name, _with_interval(curve, -1), difference, f"{pair['p_value']:.3f}")))
+        table.add_row(*map(Text, (name, _with_interval(curve, -1), difference, f"{p_value:.3f}")))
     table.add_section()
     for name, curve in ((MAJORITY, metrics["majority"]), ("oracle (pass@n)", metrics["oracle"])):
         table.add_row(*map(Text, (name, _with_interval(curve, -1), "", "")))

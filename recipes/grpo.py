@@ -7,7 +7,6 @@ Without arguments the embedded task is run: the policy, the labels and the PRM a
 (`recipes/stages.py`), each kept under `outputs/arithmetic/` and reused by the next run.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         split_how=script_args.split_how,
         answer_how=script_args.answer_how,
         is_well_formed=is_well_formed,
-        guards=json.loads(script_args.guards) if isinstance(script_args.guards, str) else script_args.guards,
+        guards=stages.guards_of(script_args.guards),
         reward_if_malformed=0.0,  # `None` would keep a completion without an answer from being punished
         batch_size=script_args.scoring_batch_size,
     )
@@ -104,7 +103,13 @@ def main(argv: list[str] | None = None) -> None:
         after = trainer.evaluate()
         if trainer.is_world_process_zero():
             console = Console()
-            console.print(reinforcement_table([*trainer.state.log_history, after], len(held_out)))
+            console.print(
+                reinforcement_table(
+                    [*trainer.state.log_history, after],
+                    len(held_out),
+                    training_args.num_generations_eval or training_args.num_generations,
+                )
+            )
             console.print(f"Policy: {training_args.output_dir}", soft_wrap=True)
     trainer.accelerator.wait_for_everyone()
 

@@ -6,9 +6,12 @@ outputs/arithmetic/
   labels/    rollout counts and labels of 16,000 of its solutions     recipes/label.py
   prm/       the process reward model                                 recipes/prm.py
   rft/       the policy after each iteration, the table's numbers     recipes/rft.py
+  grpo/, ppo/    the policy after reinforcement learning              recipes/grpo.py, recipes/ppo.py
+  evaluation/    report.html                                          recipes/evaluate.py
   prm-soft/, prm-hard/, prm-outcome/   other PRMs from the same labels, for recipes/evaluate.py
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,19 @@ class PreparedTask:
     policy_dir: Path
     labels_dir: Path
     prm_dir: Path
+
+
+def guards_of(value: dict | str | None) -> dict | None:
+    """The option `--guards`, which is JSON on the command line and a mapping in a YAML file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`guards` must be JSON such as '{{\"max_steps\": 20}}', got {value!r} ({error}). The names are those of "
+            "`StepGuards` (trl_erprm/policy/guards.py)."
+        ) from error
 
 
 def missing(argument: str, recipe: str) -> str:

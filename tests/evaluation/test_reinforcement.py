@@ -32,6 +32,12 @@ def test_rows():
     assert len(rows) == 2
 
 
+@pytest.mark.parametrize("num_samples, words", [(1, "one sample each"), (4, "4 samples each")])
+def test_title(num_samples, words):
+    table = reinforcement_table([{"eval_rewards/answer_reward/mean": 0.5}], 10, num_samples)
+    assert table.title == f"10 held-out problems, {words}"
+
+
 def test_nothing_evaluated():
     with pytest.raises(ValueError, match="holds no evaluation with 'eval_rewards/answer_reward/mean'"):
         reinforcement_table([{"step": 1, "loss": 0.1}], 10)

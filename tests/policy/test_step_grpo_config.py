@@ -55,11 +55,3 @@ def test_every_field_is_documented():
 def test_errors(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **options)
-
-
-def test_liger_loss(tmp_path, monkeypatch):
-    """An option of older releases of TRL."""
-    monkeypatch.setattr(GRPOConfig, "use_liger_loss", True, raising=False)
-    with pytest.raises(ValueError, match="`use_liger_loss=True` takes one advantage a completion"):
-        config(tmp_path)
-    assert config(tmp_path, advantage_estimator="outcome").advantage_estimator == "outcome"

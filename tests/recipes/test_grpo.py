@@ -73,3 +73,11 @@ def test_without_arguments(recipe, tmp_path, monkeypatch):
 def test_without_a_prm(recipe, tmp_path):
     with pytest.raises(ValueError, match="`prm_path` is missing.*recipes/configs/arithmetic/grpo.yaml"):
         recipe[0].main(["--output_dir", str(tmp_path), "--model_name_or_path", "policy"])
+
+
+def test_guards(recipe):
+    stages = recipe[1]
+    assert stages.guards_of('{"max_steps": 3}') == stages.guards_of({"max_steps": 3}) == {"max_steps": 3}
+    assert stages.guards_of(None) is None
+    with pytest.raises(ValueError, match="`guards` must be JSON such as .* got '{\"max_steps\": 3'"):
+        stages.guards_of('{"max_steps": 3')

@@ -14,7 +14,7 @@ _ACCURACY = "eval_rewards/answer_reward/mean"
 _PROCESS_REWARD = "eval_rewards/process_reward/mean"
 
 
-def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: int) -> Table:
+def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: int, num_samples: int = 1) -> Table:
     """
     Held-out accuracy over a run of GRPO, RLOO or PPO that was evaluated with an [`AnswerReward`].
 
@@ -23,8 +23,10 @@ def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: 
             What the trainer logged (`trainer.state.log_history`); entries without an evaluation are passed over, and
             of entries of one step the first counts.
         num_problems (`int`):
-            Held-out problems, with one sample each (`num_generations_eval=1`): the interval is that of a share of
-            so many.
+            Held-out problems: the interval is that of a share of so many.
+        num_samples (`int`, *optional*, defaults to `1`):
+            Samples of each (`num_generations_eval`). With several, the interval is wider than it need be: how the
+            samples of a problem agree is not logged.
 
     Returns:
         [`~rich.table.Table`]: a row for each evaluation: step, accuracy in percent with its 95 % interval, mean
@@ -42,7 +44,8 @@ def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: 
             f"`log_history` holds no evaluation with {_ACCURACY!r}. Put an AnswerReward among the reward functions "
             "and give the trainer an `eval_dataset`."
         )
-    table = Table(title=f"{num_problems} held-out problems, one sample each")
+    samples = "one sample" if num_samples == 1 else f"{num_samples} samples"
+    table = Table(title=f"{num_problems} held-out problems, {samples} each")
     for name in ("step", "accuracy [95 %]", "process reward", "tokens"):
         table.add_column(name, justify="right")
     for step, entry in sorted(rows.items()):

@@ -134,7 +134,8 @@ def masked_moments(
 
     ```
     """
-    counted = values.double()[mask.bool()]
+    # Apple's GPUs have no float64
+    counted = values.to(torch.float32 if values.device.type == "mps" else torch.float64)[mask.bool()]
     total, count = reduce(torch.stack([counted.sum(), counted.new_tensor(counted.numel())]))
     mean = total / count
     # a second pass: the difference of two large sums would lose the variance of values far from 0

@@ -163,7 +163,3 @@ class ProcessPPOConfig(GRPOConfig):
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r} compares the completions of a "
                 "group, and PPO compares with a critic. Leave it out."
             )
-        if getattr(self, "use_liger_loss", False):
-            raise ValueError(
-                "`use_liger_loss=True` takes one advantage a completion, not one a token. Set use_liger_loss=False."
-            )

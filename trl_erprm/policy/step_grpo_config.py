@@ -103,8 +103,3 @@ class StepGRPOConfig(GRPOConfig):
                 f"loss_type={self.loss_type!r} is not known to take an advantage for each token. Set one of "
                 f"{', '.join(map(repr, PER_TOKEN_LOSS_TYPES))}, or advantage_estimator='outcome'."
             )
-        if getattr(self, "use_liger_loss", False):
-            raise ValueError(
-                "`use_liger_loss=True` takes one advantage a completion, not one a token. Set use_liger_loss=False, "
-                "or advantage_estimator='outcome'."
-            )

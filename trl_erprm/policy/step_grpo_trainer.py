@@ -69,6 +69,8 @@ class StepGRPOTrainer(GRPOTrainer):
     A completion that the process reward cannot judge, and one whose tokens do not say the text that was judged, gets
     no advantages for its steps, and counts in no statistic of its group.
 
+    The table of completions (`log_completions`) shows GRPOTrainer's own advantages, one a completion.
+
     Logged metrics, beside those of [`~trl.GRPOTrainer`] and [`ProcessReward`]:
 
     - `step_advantages/mean`, `step_advantages/std`: over the steps of all completions that were sampled at once,

@@ -58,7 +58,9 @@ class InverseTransformSampler:
         tokens = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[1] - 1)
         # A parallel sum need not rise monotonically in its last digit: a token that was filtered out is never taken.
         is_excluded = probabilities.gather(1, tokens) == 0
-        if not is_excluded.any():  # as good as always, and the search for the likeliest costs a third of all this
+        # As good as always there is none, and the search for the likeliest costs a third of all this. An accelerator
+        # is not asked: that would wait for it at each token.
+        if logits.device.type == "cpu" and not is_excluded.any():
             return tokens
         return torch.where(is_excluded, probabilities.argmax(dim=-1, keepdim=True), tokens)
 

@@ -22,8 +22,6 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
 REPO_ROOT = Path(__file__).resolve().parents[1]
 LOOPBACK_HOSTS = {"localhost", "::1", "", None}
 
@@ -75,6 +73,12 @@ def fixed_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> None:
+    """Start each test with the number of threads that the environment asks for, whatever a test before it set."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

@@ -140,7 +140,11 @@ class TestChecker:
         "steps, expected",
         [
             (["3+4=2", "2*2=4", "#4"], True),
-            (["3+4=1", "7*2=4", "#0"], True),  # wrong all over, but nothing is missing
+            (["3+4=1", "0*2=4", "#0"], True),  # wrong all over, but nothing is missing
+            (["3+4=1", "7*2=4", "#0"], False),  # 7 is no value modulo 5
+            (["3+4=5", "1*2=4", "#0"], False),
+            (["3+4=2", "2*2=4", "#5"], False),
+            (["3+4=٢", "2*2=4", "#4"], False),  # a digit of another alphabet
             (["3+4=2", "#2"], False),  # a step skipped
             (["3+4=2", "2*2=4"], False),  # no answer
             (["3+4=2", "2*2=4", "#"], False),  # an empty answer

@@ -48,5 +48,7 @@ def test_each_test_starts_from_the_same_random_state(attempt):
     assert drawn == (random.random(), np.random.rand(), torch.rand(()).item())
 
 
-def test_threads_are_few():
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_threads_are_few(attempt):
     assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+    torch.set_num_threads(3)  # the next test shall not see it

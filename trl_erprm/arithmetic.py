@@ -224,7 +224,8 @@ class ArithmeticTask:
 
     def is_well_formed(self, prompt: str, steps: Sequence[str]) -> bool:
         """
-        Whether a solution has every step that the problem asks for and one answer line at its end, right or wrong.
+        Whether a solution has every step that the problem asks for and one answer line at its end, right or wrong, in
+        values of this task: 7 is none modulo 5.
 
         A solution with a step skipped must not compete: under `min` aggregation it would win by having fewer steps.
         """
@@ -232,13 +233,16 @@ class ArithmeticTask:
         return (
             len(steps) == len(chain) + 1
             and all(
-                len(step) == 5 and step[1:4] == f"{o}{b}=" and step[0].isdigit() and step[4].isdigit()
+                len(step) == 5 and step[1:4] == f"{o}{b}=" and self._is_value(step[0]) and self._is_value(step[4])
                 for step, (o, b) in zip(steps, chain, strict=False)
             )
             and len(steps[-1]) == 2
             and steps[-1][0] == "#"
-            and steps[-1][1].isdigit()
+            and self._is_value(steps[-1][1])
         )
+
+    def _is_value(self, text: str) -> bool:
+        return len(text) == 1 and text in "0123456789"[: self.modulus]
 
     # The ideal policy
 
@@ -299,13 +303,20 @@ class ArithmeticTask:
 
         Returns:
             `float`: the value, in [0, 1].
+
+        Raises:
+            `ValueError`: for more steps than a solution has, or a last step that ends in no value of this task.
         """
         start, chain = self.parse(prompt)
         truth = int(self.solve(prompt)[-1][1:])
         if steps:
             written = steps[-1][-1:]
-            if len(steps) > len(chain) + 1 or not written.isdigit():
-                raise ValueError(f"{list(steps)!r} is not a prefix of a solution of {prompt.strip()!r}.")
+            if len(steps) > len(chain) + 1 or not self._is_value(written):
+                raise ValueError(
+                    f"{list(steps)!r} is not a prefix of a solution of {prompt.strip()!r} modulo {self.modulus}. A "
+                    f"prefix has at most {len(chain) + 1} steps, and its last one ends in a value from 0 to "
+                    f"{self.modulus - 1}."
+                )
             start = int(written)
         distribution = np.zeros(self.modulus)
         distribution[start] = 1.0

@@ -48,7 +48,7 @@ class Pool:
         candidates, answers = [], []
         for index, (problem, of_problem) in enumerate(zip(problems, texts, strict=True)):
             split = [tuple(text.rstrip("\n").split("\n")) for text in of_problem]
-            is_well_formed = [has_values(task, problem, steps) for steps in split]
+            is_well_formed = [task.is_well_formed(problem, steps) for steps in split]
             candidates.append(
                 [
                     numbers.setdefault((index, steps), len(numbers)) if is_fine else None
@@ -121,11 +121,6 @@ class Pool:
         """Accuracy of the candidate with the highest score among n, for each n, over all subsets of the candidates."""
         curve = best_of_n_curves(self.of_candidates(of_solutions), self.is_correct).mean(axis=0)
         return {str(n): float(curve[n - 1]) for n in sizes}
-
-
-def has_values(task: ArithmeticTask, problem: str, steps: Sequence[str]) -> bool:
-    """Whether a solution is well formed with values of the task: behind a 9 modulo 5 there is no exact value."""
-    return task.is_well_formed(problem, steps) and all(int(step[-1]) < task.modulus for step in steps)
 
 
 def sample_pool(

@@ -15,7 +15,6 @@ from trl_erprm.manifest import weights_fingerprint
 from trl_erprm.rollout import RolloutEngine, load_engine
 
 from .config import StudyConfig, read_label
-from .pool import has_values
 from .units import Unit
 
 GENERATION_BATCH_SIZE = 512
@@ -105,7 +104,7 @@ def share_error(task: ArithmeticTask, rows: Sequence[Mapping[str, Any]]) -> floa
     errors: dict[tuple, float] = {}
     for row in rows:
         prompt, steps = row["prompt"], row["completions"]
-        if not has_values(task, prompt, steps):
+        if not task.is_well_formed(prompt, steps):
             continue
         for k in range(len(steps) - 1):
             key = (prompt, *steps[: k + 1])

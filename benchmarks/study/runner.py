@@ -10,14 +10,19 @@ from .config import StudyConfig
 from .units import Unit, requirements, write_result
 
 
+def _one_thread() -> None:
+    """At the start of a process that works: so small a model gains nothing from more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def run_unit(config: StudyConfig, unit: Unit) -> str:
     """Does a unit and writes its result, with the time it took; gives an error as text, empty where there is none."""
-    import torch
     from transformers.utils import logging
 
-    from . import measures, policies, prms  # in the process that works: torch's threads are set before
+    from . import measures, policies, prms  # in the process that works
 
-    torch.set_num_threads(1)  # so small a model gains nothing from more
     logging.disable_progress_bar()
     work = {
         "labels": prms.make_labels,
@@ -48,7 +53,7 @@ def run_units(config: StudyConfig, units: list[Unit], num_jobs: int) -> list[Uni
     total, failed, running = len(units), set(), {}
     print(f"{len(done)} of {total} units are finished in {root}", flush=True)
     # Spawned: a forked process would inherit torch's threads in an unknown state.
-    with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn"), _one_thread) as pool:
         while True:
             for unit in [unit for unit in waiting if all(needed in done for needed in requirements(unit))]:
                 if len(running) == num_jobs:

@@ -44,7 +44,8 @@ def pool() -> Pool:
 
 
 def in_threads(monkeypatch) -> None:
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda num_jobs, context: ThreadPoolExecutor(num_jobs))
+    """Units in threads of this process, whose number of torch threads stays as it is."""
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda num_jobs, *_: ThreadPoolExecutor(num_jobs))
 
 
 @pytest.mark.parametrize("name", ["config", "paired", "pool", "results"])

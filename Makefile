@@ -77,15 +77,20 @@ test-vllm: $(VLLM_VENV)/.installed
 	@echo "==> test the vLLM engine and the endpoint engine on vLLM's server"
 	@$(VLLM_VENV)/bin/python -m pytest tests/rollout/test_engine_contract_vllm.py
 
-# Left out are those that take longer (step_grpo.py, rft.py) or need an environment of their own (prm_training.py).
-BENCHMARKS := prm_strategies prm_scoring rollouts labels evaluation step_grpo_overhead
+# One thread each, a file of measurements each (or one a part); what is there under outputs/ is used. benchmarks/RESULTS.md
+# names those that take longer.
+BENCH := OMP_NUM_THREADS=1 $(BIN)/python
 bench: $(VENV)/.installed-dev
-	@mkdir -p outputs/benchmarks
-	@for name in $(BENCHMARKS); do \
-	  echo "==> benchmarks/$$name.py"; \
-	  $(BIN)/python benchmarks/$$name.py > outputs/benchmarks/$$name.txt || exit 1; \
-	  cat outputs/benchmarks/$$name.txt; \
-	done
+	@echo "==> the benchmarks that take minutes, about 25 on one core in all"
+	$(BENCH) benchmarks/step_grpo_overhead.py
+	$(BENCH) benchmarks/prm_scoring.py --parts reference sharing --num_solutions 32 --num_layers 4 --num_threads 1
+	$(BENCH) benchmarks/rollouts.py --models tiny --num_rounds 2 --memory_prefixes 1000 5000
+	$(BENCH) benchmarks/labels.py
+	$(BENCH) benchmarks/rft.py --overhead --memory
+	$(BENCH) benchmarks/process_rewards.py --output_dir outputs/rft_study/seed-0
+	$(BENCH) benchmarks/evaluation.py --num_threads 1 --sizes 500 1000
+	$(BENCH) benchmarks/prm_strategies.py
+	@$(BIN)/python -m benchmarks.results --results outputs/benchmarks --stdout
 
 study: $(VENV)/.installed-run
 	@echo "==> the small controlled study; what is finished is kept, so a second run goes on"

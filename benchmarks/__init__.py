@@ -1,1 +1,1 @@
-"""Scripts that measure against peers and print ratios; a package for `python -m benchmarks.study`."""
+"""Scripts that measure against peers, and a package: `python -m benchmarks.results`, `python -m benchmarks.study`."""

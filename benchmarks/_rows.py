@@ -1,4 +1,4 @@
-"""Rows, a tokenizer and a model for benchmarks: step texts as a policy writes them, and nothing downloaded."""
+"""Rows, a tokenizer and a config for benchmarks: step texts as a policy writes them, and nothing downloaded."""
 
 import gzip
 import json
@@ -50,13 +50,11 @@ def build_tokenizer(texts: list[str], vocab_size: int):
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
-def build_model(tokenizer, hidden_size: int, num_layers: int, seed: int):
-    """A token classifier of Llama's architecture with two labels and random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForTokenClassification
+def llama_config(tokenizer, hidden_size: int, num_layers: int):
+    """Config of a small model of Llama's architecture with the tokenizer's vocabulary and two labels."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
@@ -68,4 +66,3 @@ def build_model(tokenizer, hidden_size: int, num_layers: int, seed: int):
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return LlamaForTokenClassification(config)

@@ -1,6 +1,6 @@
 """What step labels cost: adaptive rollouts against a fixed number, equal prefixes once, and the labeler's memory.
 
-    python benchmarks/labels.py --output outputs/labels.json
+    python benchmarks/labels.py
 
 Adaptive rollouts: prefixes of the embedded task's ideal policy, whose exact values are known, through the labeler
 itself. The tolerance is chosen on validation problems and judged on test problems. Tokens are compared at equal
@@ -19,9 +19,11 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from _measurements import Measurement, write_measurements
 from rich.console import Console
 from rich.table import Table
 
@@ -234,7 +236,8 @@ def equal_prefixes(task: ArithmeticTask, data: Path, console: Console) -> list[d
 
 
 MEMORY_SCRIPT = """
-import resource, sys, tempfile
+import sys, tempfile
+from benchmarks._devices import peak_memory
 from trl_erprm import LabelingConfig, MonteCarloLabeler
 from trl_erprm.rollout import Completion
 
@@ -251,13 +254,10 @@ def label(number):
     with tempfile.TemporaryDirectory() as directory:
         MonteCarloLabeler(Stub(), LabelingConfig(verify_how="arithmetic")).label(rows, directory)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
 label(40)
-before = peak()
+before = peak_memory("cpu")
 label(int(sys.argv[1]))
-print(before, peak())
+print(before, peak_memory("cpu"))
 """
 
 
@@ -277,13 +277,34 @@ def memory(console: Console) -> list[dict]:
     return results
 
 
+def measurements(results: dict[str, list[dict]], num_seeds: int) -> list[Measurement]:
+    ratios, bounds, errors = [], [], []
+    for r in results["adaptive"]:
+        setting = f"eta {r['eta']:g}, tolerance {r['label_tolerance']:g}"
+        fixed, (low, high) = "a fixed number, equal RMS error", r["ratio_range"]
+        measured, note = f"tokens of adaptive rollouts, {r['num_prefixes']:,} prefixes", f"{num_seeds} seeds"
+        ratios.append(Measurement("Labels", measured, fixed, setting, r["ratio"], "x", low, high, note))
+        measured = "the same, if every probability were known"
+        bounds.append(Measurement("Labels", measured, fixed, setting, r["bound"], "x"))
+        errors.append(Measurement("Labels", "RMS error of adaptive labels", "", setting, r["error"], ""))
+    rows = ratios + bounds + errors
+    for r in results["equal_prefixes"]:
+        measured, against = "rollouts saved, equal prefixes once", "every prefix"
+        rows.append(Measurement("Labels", measured, against, r["what"], 100 * r["saved"], "%"))
+    for r in results["memory"]:
+        setting, peak = f"{r['num_prefixes']:,} prefixes", r["peak_bytes"] / 2**20
+        rows.append(Measurement("Labels", "peak memory of the labeler, stub engine", "", setting, peak, "MiB"))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=300, help="validation and test problems, four solutions each")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--output", type=Path, default=Path("outputs/labels.json"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/labels.json"))
     args = parser.parse_args()
+    started = time.time()
     console = Console(width=120)
     task = ArithmeticTask()
     results = {
@@ -291,8 +312,7 @@ def main() -> None:
         "equal_prefixes": equal_prefixes(task, args.data, console),
         "memory": memory(console),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=2) + "\n")
+    write_measurements(args.output, measurements(results, args.seeds), started, num_threads=1, details=results)
 
 
 if __name__ == "__main__":

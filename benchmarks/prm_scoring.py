@@ -1,6 +1,7 @@
-"""Speed and memory of `ProcessRewardModel.score` with a causal head, on a CPU.
+"""Speed and memory of `ProcessRewardModel.score` with a causal head.
 
     python benchmarks/prm_scoring.py [--parts reference sharing scale]
+    python benchmarks/prm_scoring.py --device cuda --dtype bfloat16 --shape 7b --num_solutions 512
 
 - `reference`: completions per second, and peak memory, against scoring as reference code does it: batches of solutions
   in the order given, padded on the right, with an attention mask, and at every token a softmax over the vocabulary in
@@ -8,20 +9,20 @@
 - `sharing`: 32 candidates of one prompt, with `share_prompts` and without, for prompts of three lengths.
 - `scale`: time per completion and peak memory from 1,000 to 16,000 completions, with a small model.
 
-The model has the shape of Qwen2-0.5B (24 layers; with fewer, by `--num_layers`, the vocabulary's share and with it the
-ratio is larger) and random weights, in float32. The tokenizer is built from the solutions: its ids are the first ones
-of the model's vocabulary. Each measurement runs in a process of its own. Peak memory is the operating system's figure
-for the process, also given above what it held when the model was loaded. `--num_rounds` repeats everything; the table
-has medians. The defaults take about half an hour with 2 threads. Run nothing beside it; where that cannot be had, read
-the ratio of processor time, with `--num_threads 1`, since threads that wait for each other count as busy.
+The model has the shape of Qwen2.5-0.5B or 7B (with fewer layers, by `--num_layers`, the vocabulary's share and with it
+the ratio is larger) and random weights. The tokenizer is built from the solutions: its ids are the first ones of the
+model's vocabulary. Each measurement runs in a process of its own. Peak memory is the operating system's figure for the
+process, on a GPU torch's for its allocations, also given above what was held when the model was loaded. `--num_rounds`
+repeats everything; the table has medians. The defaults take about half an hour with 2 threads. Run nothing beside it;
+where that cannot be had, read the ratio of processor time, with `--num_threads 1`, since threads that wait for each
+other count as busy. On a GPU read wall time: the processor only waits there. Each part writes its measurements to a
+file of its own: `--output` with the part's name behind its own.
 """
 
 import argparse
 import json
 import os
-import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,11 +30,26 @@ import tempfile
 import time
 from pathlib import Path
 
+from _devices import (
+    SHAPES,
+    add_device_arguments,
+    build_on,
+    describe_layers,
+    describe_model,
+    kind_of_time,
+    memory_held,
+    peak_memory,
+    qwen2_config,
+    synchronize,
+)
+from _measurements import Measurement, of_part, over_rounds, write_measurements
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("reference", "sharing", "scale")
 NUM_CANDIDATES = 32
 PROMPT_LENGTHS = (64, 256, 1024)
 NUM_COMPLETIONS = (1000, 2000, 4000, 8000, 16000)
+LARGEST_DIFFERENCE = 1e-4  # of scores that shall be the same, in float32; less precise weights round as they may
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,7 +58,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_rounds", type=int, default=1)
     parser.add_argument("--num_solutions", type=int, default=96, help="of the part `reference`; a multiple of 32")
     parser.add_argument("--batch_size", type=int, default=16, help="on both sides")
-    parser.add_argument("--num_layers", type=int, default=24)
+    parser.add_argument("--shape", choices=list(SHAPES), default="0.5b")
+    parser.add_argument("--num_layers", type=int, help="instead of the shape's")
+    add_device_arguments(parser)
     parser.add_argument("--num_threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -52,7 +70,16 @@ def parse_arguments() -> argparse.Namespace:
         help="folder with bon_gsm8k/candidates.jsonl.gz; where it is absent, synthetic text of like lengths is used",
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/prm_scoring.json"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    of_shape = SHAPES[args.shape]["num_hidden_layers"]
+    if args.num_layers is not None and not 1 <= args.num_layers <= of_shape:
+        parser.error(f"--num_layers must be from 1 to {of_shape}, those of {args.shape}, got {args.num_layers}.")
+    if args.num_solutions < NUM_CANDIDATES or args.num_solutions % NUM_CANDIDATES:
+        parser.error(
+            f"--num_solutions must be a multiple of {NUM_CANDIDATES}, the solutions of a prompt, got "
+            f"{args.num_solutions}."
+        )
+    return args
 
 
 # Workers: each runs in a process of its own and returns what is written to its result file.
@@ -87,30 +114,22 @@ def prepare(task: dict) -> dict:
     }
 
 
-def load_prm(task: dict, **changes):
-    """A model of random weights, the same in every process, of Qwen2-0.5B's shape but for the changes."""
+def load_prm(task: dict, shape: str | None = None):
+    """A model of random weights, the same in every process, on its device; `shape` instead of the one asked for."""
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from trl_erprm import ProcessRewardModel
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(task["directory"])
-    shape = {
-        "vocab_size": 151_936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": task["num_layers"],
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 32_768,
-    }
-    torch.manual_seed(task["seed"])
-    model = Qwen2ForCausalLM(Qwen2Config(**{**shape, **changes}))
+    changes = {"num_hidden_layers": task["num_layers"]} if task["num_layers"] is not None and shape is None else {}
+    config = qwen2_config(shape or task["shape"], **changes)
+    model = build_on(AutoModelForCausalLM, config, task["device"], task["dtype"], task["seed"])
     prm = ProcessRewardModel(model, tokenizer, "math-shepherd")
     with torch.no_grad():  # scores that spread over (0, 1), so that a difference would show
         label_ids = list(prm.format.label_token_ids(tokenizer))
-        model.lm_head.weight[label_ids] = 0.05 * torch.randn(2, model.config.hidden_size)
+        rows = 0.05 * torch.randn(2, model.config.hidden_size)
+        model.lm_head.weight[label_ids] = rows.to(model.lm_head.weight)
     return prm
 
 
@@ -130,29 +149,36 @@ def reference_scores(prm, prompts: list[str], steps: list[list[str]], batch_size
         longest = max(len(row.input_ids) for row in rows)
         pad = prm.tokenizer.pad_token_id
         inputs = {
-            "input_ids": torch.tensor([row.input_ids + [pad] * (longest - len(row.input_ids)) for row in rows]),
+            "input_ids": torch.tensor(
+                [row.input_ids + [pad] * (longest - len(row.input_ids)) for row in rows], device=prm.device
+            ),
             "attention_mask": torch.tensor(
-                [[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows]
+                [[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows], device=prm.device
             ),
         }
         with torch.no_grad():
-            probabilities = prm.model(**inputs).logits.float().softmax(-1)[:, :, [positive, negative]]
+            probabilities = prm.model(**inputs).logits.float().softmax(-1)[:, :, [positive, negative]].cpu()
         for of_row, row in zip(probabilities, rows, strict=True):
             good, bad = of_row[row.step_ends].unbind(-1)
             scores.append((good / (good + bad)).tolist())
     return scores
 
 
-def measure(score, num_completions: int) -> dict:
-    """Time and memory of a call that scores."""
-    import psutil
-
-    loaded = psutil.Process().memory_info().rss
+def measure(score, prm, num_completions: int) -> dict:
+    """Time and memory of a call that scores. A GPU is warmed up by a call before, a CPU is not."""
+    device = str(prm.device)
+    if device != "cpu":
+        score()
+    loaded = memory_held(device)
+    synchronize(device)
     start, cpu_start = time.perf_counter(), time.process_time()
     scores = score()
+    synchronize(device)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    peak = peak_memory(device)
     return {
+        "num_parameters": prm.model.num_parameters(),
+        "num_layers": prm.model.config.num_hidden_layers,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "completions_per_second": num_completions / seconds,
@@ -169,11 +195,11 @@ def score_solutions(task: dict) -> dict:
         random.Random(task["seed"]).shuffle(rows)
     prompts, steps = [prompt for prompt, _ in rows], [of_row for _, of_row in rows]
     if task["side"] == "reference":
-        result = measure(lambda: reference_scores(prm, prompts, steps, task["batch_size"]), len(rows))
+        result = measure(lambda: reference_scores(prm, prompts, steps, task["batch_size"]), prm, len(rows))
     else:
         share = {"ours": None, "ours, no sharing": False}[task["side"]]
         options = {"batch_size": task["batch_size"], "share_prompts": share}
-        result = measure(lambda: prm.score(prompts, steps, **options), len(rows))
+        result = measure(lambda: prm.score(prompts, steps, **options), prm, len(rows))
     return result
 
 
@@ -188,20 +214,19 @@ def score_candidates(task: dict) -> dict:
         start -= 1
     prompts = [" ".join(words[start:])] * len(steps)
     options = {"batch_size": task["batch_size"], "share_prompts": task["share_prompts"]}
-    return measure(lambda: prm.score(prompts, steps, **options), len(steps))
+    return measure(lambda: prm.score(prompts, steps, **options), prm, len(steps))
 
 
 def score_many(task: dict) -> dict:
     """The part `scale`: the same solutions again and again, each time in another order."""
-    small = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1}
-    prm = load_prm(task, **small, num_hidden_layers=2, vocab_size=8192)
+    prm = load_prm(task, shape="small")
     draw, rows, chosen = random.Random(task["seed"]), load_rows(task), []
     while len(chosen) < task["num_completions"]:
         chosen += draw.sample(rows, len(rows))
     chosen = chosen[: task["num_completions"]]
     prompts, steps = [prompt for prompt, _ in chosen], [of_row for _, of_row in chosen]
     prm.score(prompts[:100], steps[:100])  # warm: what a first call allocates for good is no part of the growth
-    result = measure(lambda: prm.score(prompts, steps), len(chosen))
+    result = measure(lambda: prm.score(prompts, steps), prm, len(chosen))
     return {key: value for key, value in result.items() if key != "scores"}
 
 
@@ -239,6 +264,10 @@ def largest_difference(scores: list[list[float]], others: list[list[float]]) -> 
     return max(abs(a - b) for one, other in zip(scores, others, strict=True) for a, b in zip(one, other, strict=True))
 
 
+def check_difference(task: dict, difference: float, of_what: str) -> None:
+    assert task["dtype"] != "float32" or difference < LARGEST_DIFFERENCE, f"{of_what}: scores differ by {difference}"
+
+
 def run_reference(task: dict) -> list[dict]:
     runs = []
     for order, sides in (
@@ -253,7 +282,7 @@ def run_reference(task: dict) -> list[dict]:
         for side, run in of_order.items():
             values = sum(scores := run.pop("scores"), [])
             difference = largest_difference(scores, expected)
-            assert difference < 1e-4, f"{side}, {order}: scores differ by {difference}"
+            check_difference(task, difference, f"{side}, {order}")
             spread = statistics.stdev(values)
             runs.append({"order": order, "side": side, **run, "difference": difference, "spread": spread})
     return runs
@@ -271,7 +300,7 @@ def run_sharing(task: dict) -> list[dict]:
         expected = of_length["off"]["scores"]
         for name, run in of_length.items():
             difference = largest_difference(run.pop("scores"), expected)
-            assert difference < 1e-4, f"{length} tokens: scores differ by {difference}"
+            check_difference(task, difference, f"{length} tokens")
             runs.append({"prompt_length": length, "sharing": name, **run, "difference": difference})
     return runs
 
@@ -293,20 +322,94 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         task = {**settings, "data": str(args.data), "directory": directory}
         facts = run_worker("prepare", task)
-        rounds = [{part: RUN_PART[part](task) for part in args.parts} for _ in range(args.num_rounds)]
-    machine = {"processor": platform.machine(), "num_cpus": os.cpu_count(), "num_threads": args.num_threads}
-    report = {"settings": settings, "machine": machine, "facts": facts, "rounds": rounds}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=2) + "\n")
-    print_report(report)
-    print(f"Written to {args.output}")
+        results = {}
+        for part in args.parts:
+            started = time.time()
+            results[part] = [RUN_PART[part](task) for _ in range(args.num_rounds)]
+            rows = ROWS_OF_PART[part](results[part], args)
+            write_measurements(of_part(args.output, part), rows, started, args.num_threads, args.device)
+    print_report({"settings": settings, "facts": facts, "results": results})
+
+
+# Measurements
+
+
+def seconds_of(run: dict, args: argparse.Namespace) -> float:
+    return run["cpu_seconds" if kind_of_time(args.device, args.num_threads) == "processor time" else "seconds"]
+
+
+def compared(run: dict, base: dict, args: argparse.Namespace) -> dict[str, tuple[float, str]]:
+    """Ratios of a run to what it is compared with, in the same round: what is measured -> value and unit."""
+    return {
+        f"speed by {kind_of_time(args.device, args.num_threads)}": (
+            seconds_of(base, args) / seconds_of(run, args),
+            "x",
+        ),
+        "peak memory": (run["peak_mb"] / base["peak_mb"], "x"),
+        "memory above the loaded model": (run["above_model_mb"] / base["above_model_mb"], "x"),
+        "largest difference of a score": (run["difference"], ""),
+    }
+
+
+def compared_rows(
+    pairs: list[list[tuple[dict, dict]]], against: str, settings: list[str], args: argparse.Namespace
+) -> list[Measurement]:
+    """Rows for pairs (run, what it is compared with) of each round, in the order of the settings."""
+    run = pairs[0][0][0]
+    model, layers = describe_model(run["num_parameters"], args.dtype), describe_layers(run["num_layers"], args.shape)
+    of_pairs = [[compared(*of_round[number], args) for of_round in pairs] for number in range(len(settings))]
+    rows = []
+    for measured, (_, unit) in of_pairs[0][0].items():
+        for setting, of_rounds in zip(settings, of_pairs, strict=True):
+            values = [of_round[measured][0] for of_round in of_rounds]
+            found = over_rounds(values, statistics.median(values))
+            rows.append(
+                Measurement("Scoring", f"{measured}; {model}", against, f"{setting}{layers}", unit=unit, **found)
+            )
+    return rows
+
+
+def reference_rows(rounds: list[list[dict]], args: argparse.Namespace) -> list[Measurement]:
+    pairs = []
+    for runs in rounds:
+        base = {run["order"]: run for run in runs if run["side"] == "reference"}
+        pairs.append([(run, base[run["order"]]) for run in runs if run["side"] != "reference"])
+    settings = [f"{args.num_solutions} solutions {run['order']}; {run['side']}" for run, _ in pairs[0]]
+    return compared_rows(pairs, "the reference way", settings, args)
+
+
+def sharing_rows(rounds: list[list[dict]], args: argparse.Namespace) -> list[Measurement]:
+    pairs = [list(zip(runs[1::2], runs[::2], strict=True)) for runs in rounds]
+    settings = [f"{NUM_CANDIDATES} candidates, prompt of {run['prompt_length']:,} tokens" for run, _ in pairs[0]]
+    return compared_rows(pairs, "the same with `share_prompts=False`", settings, args)
+
+
+def scale_rows(rounds: list[list[dict]], args: argparse.Namespace) -> list[Measurement]:
+    kind, model = (
+        kind_of_time(args.device, args.num_threads),
+        describe_model(rounds[0][0]["num_parameters"], args.dtype),
+    )
+    times, memory = [], []
+    for runs in zip(*rounds, strict=True):
+        number = runs[0]["num_completions"]
+        for rows, measured, values, unit in (
+            (times, f"{kind} a completion", [1000 * seconds_of(run, args) / number for run in runs], "ms"),
+            (memory, "memory above loaded model and rows", [run["above_model_mb"] for run in runs], "MiB"),
+        ):
+            found = over_rounds(values, statistics.median(values))
+            setting = f"{number:,} completions"
+            rows.append(Measurement("Scoring", f"{measured}; {model}", "", setting, unit=unit, **found))
+    return times + memory
+
+
+ROWS_OF_PART = {"reference": reference_rows, "sharing": sharing_rows, "scale": scale_rows}
 
 
 def print_report(report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    settings, facts, rounds = report["settings"], report["facts"], report["rounds"]
+    settings, facts, results = report["settings"], report["facts"], report["results"]
     console = Console(width=119)
 
     def medians(part: str) -> list[dict]:
@@ -316,7 +419,7 @@ def print_report(report: dict) -> None:
                 key: statistics.median(run[key] for run in runs) if isinstance(value, float) else value
                 for key, value in runs[0].items()
             }
-            for runs in zip(*(results[part] for results in rounds), strict=True)
+            for runs in zip(*results[part], strict=True)
         ]
 
     def show(title: str, rows: list[dict]) -> None:
@@ -327,7 +430,7 @@ def print_report(report: dict) -> None:
             table.add_row(*(str(value) for value in row.values()))
         console.print(table)
 
-    if "reference" in rounds[0]:
+    if "reference" in results:
         rows, runs = [], medians("reference")
         for run in runs:
             base = next(r for r in runs if r["order"] == run["order"] and r["side"] == "reference")
@@ -349,7 +452,7 @@ def print_report(report: dict) -> None:
             rows,
         )
         print(f"Standard deviation of the scores: {runs[0]['spread']:.3f}")
-    if "sharing" in rounds[0]:
+    if "sharing" in results:
         rows, runs = [], medians("sharing")
         for off, on in zip(runs[::2], runs[1::2], strict=True):
             rows.append(
@@ -365,7 +468,7 @@ def print_report(report: dict) -> None:
                 }
             )
         show(f"{NUM_CANDIDATES} candidates of one prompt: prefix sharing off and on", rows)
-    if "scale" in rounds[0]:
+    if "scale" in results:
         rows = [
             {
                 "completions": run["num_completions"],
@@ -377,11 +480,10 @@ def print_report(report: dict) -> None:
             for run in medians("scale")
         ]
         show("Many completions, small model", rows)
-    machine = report["machine"]
     print(
-        f"Machine: {machine['num_cpus']} CPUs ({machine['processor']}), {machine['num_threads']} threads. "
-        f"Model: {settings['num_layers']} layers. Rows: {facts['text']}, median {facts['median_tokens']:.0f} and at "
-        f"most {facts['max_tokens']} tokens, {facts['mean_prompt_tokens']:.0f} of them the prompt's on average."
+        f"{settings['num_threads']} threads, {settings['device']}, {settings['dtype']}, shape {settings['shape']}. "
+        f"Rows: {facts['text']}, median {facts['median_tokens']:.0f} and at most {facts['max_tokens']} tokens, "
+        f"{facts['mean_prompt_tokens']:.0f} of them the prompt's on average."
     )
 
 

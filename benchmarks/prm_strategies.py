@@ -9,10 +9,12 @@ process, over losses and over the scores of the saved checkpoints. ZeRO compiles
 """
 
 import argparse
-import json
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+from _measurements import Measurement, write_measurements
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/prm_strategies.json"))
     args = parser.parse_args()
 
-    results = {}
+    started, rows, results = time.time(), {"a loss": [], "a score of the checkpoint": []}, {}
     table = Table(title="Loss of each optimizer step")
     for column in ("head", "strategy", "processes", "1", "2", "3", "4", "largest difference of losses", "of scores"):
         table.add_column(column, justify="left" if column in ("head", "strategy") else "right")
@@ -42,15 +44,19 @@ def main() -> None:
                 output = Path(folder) / f"{head}-{name}"
                 result = train(name, head, model, output, {})
                 scores = load_and_score(output)
-                results[f"{head} {name}"] = {"losses": result["loss"], "scores": scores.tolist()}
+                results[f"{head} {name}"] = result["loss"]
                 if name == "cpu":
                     expected, expected_scores = result["loss"], scores
                 off = max(abs(a - b) for a, b in zip(result["loss"], expected, strict=True))
+                scores_off = (scores - expected_scores).abs().max().item()
                 row = [head, name, str(result["num_processes"]), *(f"{loss:.6f}" for loss in result["loss"])]
-                table.add_row(*row, f"{off:.1e}", f"{(scores - expected_scores).abs().max():.1e}")
+                table.add_row(*row, f"{off:.1e}", f"{scores_off:.1e}")
+                for of_what, value in zip(rows, (off, scores_off), strict=True):
+                    measured = f"largest difference of {of_what}, {result['num_processes']} processes"
+                    found = measured, "one process", f"{name}, `{head}`", value, ""
+                    rows[of_what] += [Measurement("PRM on several processes", *found)] * (name != "cpu")
     Console(width=150).print(table)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=2) + "\n")
+    write_measurements(args.output, sum(rows.values(), []), started, num_threads=1, details={"losses": results})
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
     python3 -m venv trl113
     trl113/bin/pip install 'trl==1.13.0' 'torch==2.13.0' 'transformers==5.23.0'
     python benchmarks/prm_training.py --trl_python trl113/bin/python
+    python benchmarks/prm_training.py --trl_python trl113/bin/python --device cuda --dtype bfloat16 --shape 0.5b
 
-Measured, on a CPU: useful (non-padding) tokens per second from the end of the second optimizer step to the end of the
-last, so that start-up, tokenization and warm-up do not count; the loss of every step; the share of padding in the
-batches; the peak memory of the process.
+Measured: useful (non-padding) tokens per second from the end of the second optimizer step to the end of the last, so
+that start-up, tokenization and warm-up do not count; the loss of every step; the share of padding in the batches; the
+peak memory, of the process on a CPU, of torch's allocations on a GPU. There the 7B shape in bfloat16 needs
+`--gradient_checkpointing`, and more than the 57 GB of its weights, gradients and AdamW's states.
 
-Equal on both sides: the rows and their order, labels of 0 and 1, the tokenizer, the model (two labels, float32, loaded
-from one checkpoint of random weights), batch size, `max_length`, optimizer, learning rate, gradient checkpointing
-(off) and threads. All else is each trainer's default. TRL pads every batch to its longest row. Ours runs as
+Equal on both sides: the rows and their order, labels of 0 and 1, the tokenizer, the model (two labels, built on the
+device from one config and seed), batch size, `max_length`, optimizer, learning rate, gradient checkpointing (off) and
+threads. All else is each trainer's default. TRL pads every batch to its longest row. Ours runs as
 
 - `padded`: the same batches, padded in the same way, so that only the trainers differ;
 - `group_by_length`: batches of rows of like length, in another order, so that step losses do not compare. It sorts
@@ -22,7 +24,7 @@ Every side runs in a process of its own. A round runs each side once, in turn fo
 taken within a round, so that a slow drift of the machine cancels. Read the ratios alone: tokens per second are of one
 machine and one small model. Run nothing beside it: on a busy machine threads wait for each other many times over. The
 column "undisturbed" takes each step's least time over the rounds, whose batches are the same, so that what other work
-added to some of them drops out. Writes all runs, with the time and the loss of each step, to `--output`.
+added to some of them drops out. With one thread, processor time suffers least. Writes the measurements to `--output`.
 """
 
 import argparse
@@ -30,7 +32,6 @@ import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -38,6 +39,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from _devices import (
+    SHAPES,
+    add_device_arguments,
+    build_on,
+    describe_model,
+    kind_of_time,
+    peak_memory,
+    qwen2_config,
+    synchronize,
+)
+from _measurements import Measurement, over_rounds, write_measurements
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = ("padded", "group_by_length", "padding_free")
@@ -60,8 +73,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_rows", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--hidden_size", type=int, default=512, help="a multiple of 64")
-    parser.add_argument("--num_layers", type=int, default=2)
+    parser.add_argument("--shape", choices=["llama", *SHAPES], default="llama")
+    parser.add_argument("--hidden_size", type=int, default=512, help="of the shape llama; a multiple of 64")
+    parser.add_argument("--num_layers", type=int, default=2, help="of the shape llama")
+    add_device_arguments(parser)
     parser.add_argument("--gradient_checkpointing", action="store_true", help="on both sides")
     parser.add_argument("--num_threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -80,8 +95,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(task: dict) -> dict:
-    """Rows, tokenizer and model of one seed, saved once for both sides."""
-    from _rows import build_model, build_tokenizer, load_solutions
+    """Rows, tokenizer and config of one seed, saved once for both sides."""
+    from _rows import build_tokenizer, llama_config, load_solutions
+    from transformers import AutoModelForTokenClassification
 
     rng = random.Random(task["seed"])
     solutions, kind_of_text = load_solutions(Path(task["data"]), rng)
@@ -96,8 +112,13 @@ def prepare(task: dict) -> dict:
     texts = ["\n".join([prompt, *steps]) for prompt, steps in solutions]
     tokenizer = build_tokenizer(texts, vocab_size=8192)
     tokenizer.save_pretrained(task["model"])
-    model = build_model(tokenizer, task["hidden_size"], task["num_layers"], task["seed"])
-    model.save_pretrained(task["model"])
+    if task["shape"] == "llama":
+        config = llama_config(tokenizer, task["hidden_size"], task["num_layers"])
+    else:
+        ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = qwen2_config(task["shape"], num_labels=2, **ends)
+    config.save_pretrained(task["model"])
+    model = build_on(AutoModelForTokenClassification, config, "meta", task["dtype"], task["seed"])
     num_tokens = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     return {
         "text": kind_of_text,
@@ -110,11 +131,11 @@ def prepare(task: dict) -> dict:
 
 def load(task: dict) -> tuple:
     """What both trainers are given: the model, the rows, the tokenizer, and the arguments they share."""
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedTokenizerFast
 
-    model = AutoModelForTokenClassification.from_pretrained(task["model"], num_labels=2, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(task["model"])
+    model = build_on(AutoModelForTokenClassification, config, task["device"], task["dtype"], task["seed"])
     rows = Dataset.from_list(json.loads((Path(task["directory"]) / "rows.json").read_text()))
     arguments = {
         "output_dir": task["directory"] + "/trainer",
@@ -123,7 +144,7 @@ def load(task: dict) -> tuple:
         "max_length": task["max_length"],
         "learning_rate": 1e-4,
         "gradient_checkpointing": task["gradient_checkpointing"],
-        "use_cpu": True,
+        "use_cpu": task["device"] == "cpu",
         "bf16": False,
         "save_strategy": "no",
         "report_to": "none",
@@ -159,16 +180,17 @@ def ours(task: dict) -> dict:
 
 def train(trainer) -> dict:
     """Trains, with the time of each step's end and the size of each batch noted."""
-    import resource
-
     import torch
     from transformers import TrainerCallback
 
-    step_ends, num_useful, num_in_batch = [], [], []
+    step_ends, cpu_ends, num_useful, num_in_batch = [], [], [], []
+    device = str(trainer.model.device)
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
+            synchronize(device)
             step_ends.append(time.perf_counter())
+            cpu_ends.append(time.process_time())
 
     collate = trainer.data_collator
 
@@ -184,17 +206,17 @@ def train(trainer) -> dict:
     assert len(step_ends) == len(num_useful), f"{len(step_ends)} steps, but {len(num_useful)} batches"
     assert trainer.model.is_gradient_checkpointing == trainer.args.gradient_checkpointing
     step_ends = step_ends[NUM_WARMUP_STEPS - 1 :]
-    seconds = step_ends[-1] - step_ends[0]
-    bytes_per_unit = 1 if platform.system() == "Darwin" else 1024
+    seconds, cpu_seconds = step_ends[-1] - step_ends[0], cpu_ends[-1] - cpu_ends[NUM_WARMUP_STEPS - 1]
     return {
         "tokens_per_second": sum(num_useful[NUM_WARMUP_STEPS:]) / seconds,
+        "tokens_per_cpu_second": sum(num_useful[NUM_WARMUP_STEPS:]) / cpu_seconds,
         "seconds": seconds,
         "step_seconds": [end - start for start, end in itertools.pairwise(step_ends)],
         "num_useful_tokens": num_useful,
         "num_batch_tokens": num_in_batch,
         "padding": 1 - sum(num_useful) / sum(num_in_batch),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**20,
+        "peak_memory_mb": peak_memory(device) / 2**20,
         "attention": trainer.model.config._attn_implementation,
         "num_threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")},
@@ -225,8 +247,8 @@ def main() -> None:
     args = parse_arguments()
     if args.trl_python is None or not args.trl_python.exists():
         raise SystemExit(HOW_TO_GET_TRL.format(given=args.trl_python))
+    started = time.time()
     settings = {key: value for key, value in vars(args).items() if key not in ("trl_python", "output", "data")}
-    machine = {"processor": platform.machine(), "num_cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as directory:
         task = {**settings, "data": str(args.data), "directory": directory, "model": directory + "/model"}
         facts = run_worker("prepare", sys.executable, task)
@@ -239,18 +261,45 @@ def main() -> None:
                 result = rounds[-1][side] = run_worker(*worker, task, mode=side)
                 speed = f"{result['tokens_per_second']:.0f} useful tokens/s in {result['seconds']:.0f} s"
                 print(f"round {number + 1}, {side}: {speed}", flush=True)
-    report = {"settings": settings, "machine": machine, "facts": facts, "rounds": rounds}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"settings": settings, "facts": facts, "rounds": rounds}
     print_report(report)
-    print(f"Written to {args.output}")
+    write_measurements(args.output, measurements(report), started, args.num_threads, args.device)
+
+
+def measurements(report: dict) -> list[Measurement]:
+    settings, facts, rounds = report["settings"], report["facts"], report["rounds"]
+    peer = f"`PRMTrainer` of TRL {rounds[0]['trl']['versions']['trl']}"
+    model, rows = describe_model(facts["num_parameters"], settings["dtype"]), []
+    kind = kind_of_time(settings["device"], settings["num_threads"])
+    speed = "tokens_per_cpu_second" if kind == "processor time" else "tokens_per_second"
+
+    def add(measured: str, against: str, side: str, values: list[float], unit: str) -> None:
+        found = over_rounds(values, statistics.median(values))
+        setting = f"`{side}`, {settings['num_rows']} rows in batches of {settings['batch_size']}"
+        rows.append(Measurement("Training a PRM", f"{measured}; {model}", against, setting, unit=unit, **found))
+
+    for measured, key in ((f"useful tokens/s by {kind}", speed), ("peak memory", "peak_memory_mb")):
+        for side in settings["ours"]:
+            add(measured, peer, side, [results[side][key] / results["trl"][key] for results in rounds], "x")
+    for side in settings["ours"]:
+        if rounds[0][side]["num_useful_tokens"] == rounds[0]["trl"]["num_useful_tokens"]:  # the same batches
+            gaps = [loss_gap(results[side], results["trl"]) for results in rounds]
+            add("largest difference of a step's loss", peer, side, gaps, "")
+    for side in settings["ours"]:
+        of_peer = f"{peer}: {100 * rounds[0]['trl']['padding']:.1f} %"
+        add("padding in the batches", of_peer, side, [100 * rounds[0][side]["padding"]], "%")
+    return rows
+
+
+def loss_gap(run: dict, other: dict) -> float:
+    return max(abs(a - b) for a, b in zip(run["losses"], other["losses"], strict=True))
 
 
 def print_report(report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    settings, machine, facts, rounds = (report[key] for key in ("settings", "machine", "facts", "rounds"))
+    settings, facts, rounds = report["settings"], report["facts"], report["rounds"]
     table = Table(title="Ratio to TRL's PRMTrainer in useful tokens per second: median over rounds (each round)")
     for column in ("side", "ratio", "undisturbed", "tokens/s", "padding", "mean loss", "max loss gap", "peak MB"):
         table.add_column(column, justify="left" if column == "side" else "right")
@@ -265,7 +314,7 @@ def print_report(report: dict) -> None:
         ratios = [results[side]["tokens_per_second"] / results["trl"]["tokens_per_second"] for results in rounds]
         # Step by step only where both sides saw the same batches.
         is_same_order = runs[0]["num_useful_tokens"] == rounds[0]["trl"]["num_useful_tokens"]
-        gaps = [abs(a - b) for r in rounds for a, b in zip(r[side]["losses"], r["trl"]["losses"], strict=True)]
+        gap = max(loss_gap(results[side], results["trl"]) for results in rounds)
         table.add_row(
             f"TRL, {settings['trl_sampling']}" if side == "trl" else f"ours, {side}",
             f"{statistics.median(ratios):.2f} ({' '.join(f'{ratio:.2f}' for ratio in ratios)})",
@@ -273,20 +322,16 @@ def print_report(report: dict) -> None:
             f"{statistics.median(run['tokens_per_second'] for run in runs):.0f}",
             f"{100 * runs[0]['padding']:.1f} %",
             f"{statistics.mean(runs[0]['losses']):.4f}",
-            f"{max(gaps):.1e}" if is_same_order else "other order",
+            f"{gap:.1e}" if is_same_order else "other order",
             f"{statistics.median(run['peak_memory_mb'] for run in runs):.0f}",
         )
     Console(width=125).print(table)
-    print(
-        f"Machine: {machine['num_cpus']} CPUs ({machine['processor']}), {settings['num_threads']} threads used, "
-        f"load {machine['load_before']:.1f} before the first run"
-    )
     for name, side in (("TRL's", "trl"), ("Our", settings["ours"][0])):
         versions = rounds[0][side]["versions"].items()
         print(f"{name} environment: " + ", ".join(f"{package} {version}" for package, version in versions))
     print(
-        f"Model: {facts['num_parameters'] / 1e6:.1f}M parameters, float32, hidden size {settings['hidden_size']}, "
-        f"{settings['num_layers']} layers, batches of {settings['batch_size']} of {settings['num_rows']} rows "
+        f"{settings['num_threads']} threads, {settings['device']}; {facts['num_parameters'] / 1e6:.1f}M parameters, "
+        f"{settings['dtype']}, batches of {settings['batch_size']} of {settings['num_rows']} rows "
         f"({facts['text']}: median {facts['median_tokens']:.0f} and at most {facts['max_tokens']} tokens, "
         f"{facts['characters_per_token']:.1f} characters a token)"
     )

@@ -7,18 +7,22 @@
 The study prepares a seed as `recipes/rft.py` does (policy, labels, ER-PRM), trains an outcome model on the same labels
 (the last step alone), and runs the recipe's three iterations once for each way to select. What is there already is
 reused, so an interrupted study continues; it writes `results.json` and `results.md`. About 10 minutes a seed.
+
+Each part writes its measurements to a file of its own: `--output` with the part's name behind its own.
 """
 
 import argparse
 import collections
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import yaml
+from _devices import peak_memory
+from _measurements import Measurement, day_of, of_part, origin, write_measurements
 from datasets import Dataset, disable_progress_bars
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +39,8 @@ from trl_erprm.policy.rft_scoring import Scorers  # noqa: E402
 from trl_erprm.rollout import Completion  # noqa: E402
 from trl_erprm.verify import extract_answer, verify_answer  # noqa: E402
 
+BENCHMARK = "Rejection-sampling fine-tuning"
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
 HOW = "arithmetic"
 SCORING_BATCH_SIZE = yaml.safe_load((stages.CONFIGS / "rft.yaml").read_text())["scoring_batch_size"]
 # Ways to select: which scores, how aggregated, and the rule.
@@ -89,7 +95,10 @@ def prepare(root: Path, seed: int) -> stages.PreparedTask:
 
 def run_arm(prepared: stages.PreparedTask, root: Path, seed: int, arm: str) -> list[dict]:
     model, aggregation, rule = ARMS[arm]
-    task = prepared.task
+    task, directory = prepared.task, arm_dir(root, arm)
+    if not directory.exists():  # what a later run takes up says where it was made
+        directory.mkdir(parents=True)
+        (directory / "origin.json").write_text(json.dumps(origin(NUM_THREADS)) + "\n")
     if model is None:
         reward = RandomReward(task.is_well_formed, seed)
     else:
@@ -103,11 +112,21 @@ def run_arm(prepared: stages.PreparedTask, root: Path, seed: int, arm: str) -> l
     trainer = RFTTrainer(
         str(prepared.policy_dir),
         reward_funcs=reward,
-        args=config(seed, root / f"rft-{arm.replace(' ', '-')}", selection=rule, keep_models=1),
+        args=config(seed, directory, selection=rule, keep_models=1),
         train_dataset=task.dataset("train"),
         eval_dataset=task.dataset("test", 400),
     )
     return trainer.train()
+
+
+def arm_dir(root: Path, arm: str) -> Path:
+    return root / f"rft-{arm.replace(' ', '-')}"
+
+
+def stored_origin(directory: Path) -> dict | None:
+    """Machine and versions of an arm's run; none where it was made before they were stored."""
+    path = directory / "origin.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def verdicts(directory: Path, references: list[str]) -> list[list[bool]]:
@@ -117,7 +136,9 @@ def verdicts(directory: Path, references: list[str]) -> list[list[bool]]:
 
 
 def study(args: argparse.Namespace) -> None:
-    results, pooled = [], collections.defaultdict(list)
+    started, results, pooled, origins = time.time(), [], collections.defaultdict(list), []
+    if any(args.output_dir.glob("seed-*/rft-*/iteration-*")):
+        started = None
     for seed in args.seeds:
         root = args.output_dir / f"seed-{seed}"
         prepared = prepare(root, seed)
@@ -125,10 +146,42 @@ def study(args: argparse.Namespace) -> None:
         for arm in ARMS:
             history = run_arm(prepared, root, seed, arm)
             results.append({"seed": seed, "arm": arm, "history": history})
-            last = root / f"rft-{arm.replace(' ', '-')}" / f"iteration-{len(history) - 1}"
+            origins.append(stored_origin(arm_dir(root, arm)))
+            last = arm_dir(root, arm) / f"iteration-{len(history) - 1}"
             pooled[arm] += verdicts(last, references)
             write_results(args.output_dir, results, pooled)
     print((args.output_dir / "results.md").read_text())
+    rows = []
+    for arm, correct in pooled.items():
+        estimate = sampled_accuracy(correct)
+        values = [100 * value for value in (estimate.mean, estimate.low, estimate.high)]
+        measured, note = "accuracy of a sample after three iterations", f"95 %, seeds {_joined(args.seeds)}"
+        of_start = [100 * result["history"][0]["sampled"] for result in results if result["arm"] == arm]
+        against = f"at the start, {sum(of_start) / len(of_start):.1f} %"
+        found = values[0], "%", *values[1:], note
+        rows.append(Measurement(BENCHMARK, measured, against, f"selected by: {arm}", *found))
+    write_measurements(
+        of_part(args.output, "study"),
+        rows,
+        started,
+        NUM_THREADS,
+        details=[{**result, "history": _kept(result)} for result in results],
+        date=day_of(args.output_dir.glob("seed-*/rft-*/iteration-*/metrics.json")),
+        origins=origins,
+    )
+
+
+def _joined(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _kept(result: dict) -> list:
+    """What goes into the file of measurements: of the ER-PRM all that the README shows, else the accuracies."""
+    names = ("greedy", "sampled", "sampled_low", "sampled_high", "best_of_n", "majority", "oracle")
+    names += ("entropy", "distinct_share")
+    if result["arm"] == "ER-PRM":
+        return [{name: row[name] for name in names} for row in result["history"]]
+    return [row["sampled"] for row in result["history"]]
 
 
 def write_results(directory: Path, results: list[dict], pooled: dict) -> None:
@@ -174,6 +227,7 @@ class Clock:
 def overhead(args: argparse.Namespace) -> None:
     root = args.output_dir / f"seed-{args.seeds[0]}"
     prepared = stages.prepare(root, args.seeds[0])
+    started = time.time()
     task, clock = prepared.task, Clock()
     clock.measure(rft_trainer.TransformersEngine, "generate", "generation")
     clock.measure(Scorers, "score", "scoring")
@@ -203,6 +257,16 @@ def overhead(args: argparse.Namespace) -> None:
     print(f"{'sampling, scoring, selection - generation':42} {beside:7.2f} s  {100 * beside / whole:5.1f} %")
     without = beside - seconds["scoring"]
     print(f"{'  of which not the PRM itself':42} {without:7.2f} s  {100 * without / whole:5.1f} %")
+    shares = {label: seconds[label] for label in ("generation", "scoring", "fine-tuning")}
+    shares["sampling, scoring, selection, without generation"] = beside
+    shares["the same without the PRM's passes"] = without
+    of_whole = "three iterations, without evaluation"
+    rows = [
+        Measurement(BENCHMARK, "share of processor time", of_whole, label, 100 * value / whole, "%")
+        for label, value in shares.items()
+    ]
+    rows.append(Measurement(BENCHMARK, "processor time", "", of_whole, whole, "s"))
+    write_measurements(of_part(args.output, "overhead"), rows, started, NUM_THREADS)
 
 
 class StubEngine:
@@ -230,15 +294,16 @@ def memory_child(num_prompts: int, directory: Path, policy: str) -> None:
         args=config(0, directory / "run", num_iterations=1, num_samples=16, prompts_per_iteration=None),
         train_dataset=rows,
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory("cpu")
     start = time.perf_counter()
     trainer.train()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"before": before / 1024, "after": after / 1024, "seconds": time.perf_counter() - start}))
+    after, seconds = peak_memory("cpu"), time.perf_counter() - start
+    print(json.dumps({"before": before / 2**20, "after": after / 2**20, "seconds": seconds}))
 
 
 def memory(args: argparse.Namespace) -> None:
     policy = stages.prepare(args.output_dir / f"seed-{args.seeds[0]}", args.seeds[0]).policy_dir
+    started, rows = time.time(), []
     for num_prompts in (1_000, 20_000):
         directory = args.output_dir / f"memory-{num_prompts}-{int(time.time())}"
         directory.mkdir(parents=True)
@@ -246,9 +311,12 @@ def memory(args: argparse.Namespace) -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         print(
-            f"{num_prompts:6} prompts x 16: peak {found['before']:.0f} MB before, {found['after']:.0f} MB after, "
+            f"{num_prompts:6} prompts x 16: peak {found['before']:.0f} MiB before, {found['after']:.0f} MiB after, "
             f"{found['seconds']:.0f} s"
         )
+        setting = f"{num_prompts:,} prompts x 16, stub engine, no fine-tuning"
+        rows.append(Measurement(BENCHMARK, "peak memory of an iteration", "", setting, found["after"], "MiB"))
+    write_measurements(of_part(args.output, "memory"), rows, started, NUM_THREADS)
 
 
 def main() -> None:
@@ -257,11 +325,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/rft_study"))
     for name in ("study", "overhead", "memory"):
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/rft.json"))
     parser.add_argument("--memory_child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_child:
         num_prompts, directory, policy = args.memory_child
         memory_child(int(num_prompts), Path(directory), policy)
+    elif not (args.study or args.overhead or args.memory):
+        parser.error("nothing to do: give one or more of --study, --overhead and --memory.")
     for name, function in (("study", study), ("overhead", overhead), ("memory", memory)):
         if getattr(args, name):
             function(args)

@@ -4,7 +4,7 @@
 
 Each seed has problems, misconceptions, a policy, labels and a PRM of its own (recipes/stages.py); what is there is
 reused, and a method that was run is not run again. All methods share every setting but their advantages. Writes
-`seed-<n>/results.json`, prints a table in Markdown and draws `step_grpo.png`.
+`seed-<n>/results.json` and the measurements to `--output`, prints a table in Markdown and draws `step_grpo.png`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _measurements import Measurement, day_of, origin, write_measurements
 from transformers import PrinterCallback, set_seed
 from trl import GRPOTrainer
 
@@ -23,6 +24,7 @@ from trl_erprm.arguments import ModelArguments, load_policy
 from trl_erprm.arithmetic import ArithmeticTask
 
 ROOT = Path(__file__).resolve().parents[1]
+NUM_THREADS = 1  # so small a model gains nothing from more
 ETA = 10.0  # of the labels: recipes/configs/arithmetic/label.yaml
 
 STEP_METHODS = {
@@ -179,6 +181,31 @@ def markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def measurements(results: dict) -> list[Measurement]:
+    accuracies, samples, note = [], [], f"{len(results)} seeds"
+    for method in METHODS:
+        if not all(method in runs and BASELINE in runs for runs in results.values()):
+            continue
+        ends = [100 * final_accuracy(runs[method]) for runs in results.values()]
+        measured = "accuracy at the end, mean of the last three evaluations"
+        found = np.mean(ends).item(), "%", min(ends), max(ends), note
+        accuracies.append(Measurement("GRPO on steps", measured, "", f"`{method}`", *found))
+        if method == BASELINE:
+            continue
+        shares = []
+        for runs in results.values():
+            target = final_accuracy(runs[BASELINE])
+            shares.append(samples_to_reach(runs[method], target) / samples_to_reach(runs[BASELINE], target))
+        reached = [share for share in shares if np.isfinite(share)]
+        measured, against = "samples to the accuracy that the baseline ends with", f"`{BASELINE}`"
+        if len(reached) == len(shares):
+            found = np.mean(shares).item(), "x", min(shares), max(shares), note
+        else:
+            found = None, "x", None, None, f"not reached on {len(shares) - len(reached)} of {len(shares)} seeds"
+        samples.append(Measurement("GRPO on steps", measured, against, f"`{method}`", *found))
+    return accuracies + samples
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -189,7 +216,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_generations", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/step_grpo.json"))
     args = parser.parse_args()
+    started, files = time.time(), []
     sys.path.insert(0, str(ROOT / "recipes"))
     import stages
 
@@ -200,15 +229,26 @@ def main() -> None:
         task = stages.prepare(root, seed).task
         path = root / "results.json"  # a file a seed, so that several processes may share the seeds
         runs = results[seed] = json.loads(path.read_text()) if path.exists() else {}
+        files.append(path)
+        if runs:
+            started = None
         for method in args.methods:
             if method not in runs:
-                runs[method] = train(method, task, root, seed, args)
+                runs[method] = {**train(method, task, root, seed, args), "origin": origin(NUM_THREADS)}
                 path.write_text(json.dumps(runs, indent=2) + "\n")
             print(f"seed {seed}, {method}: {100 * final_accuracy(runs[method]):.1f} %", flush=True)
     print(f"\n{markdown(results)}")
     plot(results, args.output_dir / "step_grpo.png")
+    curves = {
+        f"seed {seed}": {method: [100 * accuracy for accuracy in run["accuracy"]] for method, run in runs.items()}
+        for seed, runs in results.items()
+    }
+    origins = [run.get("origin") for runs in results.values() for run in runs.values()]
+    write_measurements(
+        args.output, measurements(results), started, NUM_THREADS, details=curves, date=day_of(files), origins=origins
+    )
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # so small a model gains nothing from more
+    torch.set_num_threads(NUM_THREADS)
     main()

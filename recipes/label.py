@@ -1,4 +1,4 @@
-"""Label reasoning steps by Monte-Carlo rollouts.
+r"""Label reasoning steps by Monte-Carlo rollouts.
 
     accelerate launch recipes/label.py \
         --model_name_or_path path/to/policy --dataset_name json --dataset_path problems.jsonl \
@@ -80,7 +80,7 @@ class ScriptArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = StrictParser((ScriptArguments, LabelingConfig, ModelArguments, DataArguments))
+    parser = StrictParser((ScriptArguments, LabelingConfig, ModelArguments, DataArguments), description=__doc__)
     script_args, labeling_config, model_args, data_args = parser.parse_args_and_config(argv)
 
     state = process_state()

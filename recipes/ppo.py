@@ -7,94 +7,60 @@ Without arguments the embedded task is run: the policy, the labels and the PRM a
 (`recipes/stages.py`), each kept under `outputs/arithmetic/` and reused by the next run.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import stages
-from rich.console import Console
+from policy_training import ReinforcementArguments, load_process_reward, load_task, save_policy
 
-from trl_erprm import AnswerReward, ProcessPPOConfig, ProcessPPOTrainer, ProcessReward
+from trl_erprm import AnswerReward, ProcessPPOConfig, ProcessPPOTrainer
 from trl_erprm.arguments import (
     DataArguments,
     ModelArguments,
     StrictParser,
+    check_path_or_id,
     get_peft_config,
     load_policy,
-    load_prompts,
 )
-from trl_erprm.evaluation.reinforcement import reinforcement_table
 
 
 @dataclass
-class ScriptArguments:
-    prm_path: str | None = field(default=None, metadata={"help": "Directory of the process reward model."})
+class ScriptArguments(ReinforcementArguments):
     critic: str = field(
         default="policy",
-        metadata={"help": "What the critic begins as: 'policy', 'prm' (which needs its tokens), or a directory."},
+        metadata={"help": "What the critic begins as: 'policy', 'prm' (which needs its tokens), or another model."},
     )
-    aggregation: str = field(default="min", metadata={"help": "How step scores become one number (paper: min)."})
-    split_how: str = field(default="newline", metadata={"help": "How completions are split into steps."})
-    answer_how: str = field(default="auto", metadata={"help": "How answers are read: see `verify_answer`."})
-    scoring_batch_size: int = field(default=32, metadata={"help": "Completions the PRM scores at once."})
-    guards: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Bounds on steps against reward hacking, see `StepGuards`; JSON."}
-    )
-    task: str | None = field(
-        default=None,
-        metadata={
-            "help": "'arithmetic': the embedded task; policy, PRM and prompts are made.",
-            "choices": ["arithmetic"],
-        },
-    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic in ("policy", "prm"):
+            return
+        if "/" not in self.critic and not Path(self.critic).exists():  # a misspelt word rather than an id
+            raise ValueError(
+                f"`critic` must be 'policy', 'prm', an existing directory or a model on the Hub (org/name), got "
+                f"{self.critic!r}. Write one of them."
+            )
+        check_path_or_id(self.critic, "critic")
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = StrictParser((ScriptArguments, ProcessPPOConfig, ModelArguments, DataArguments))
-    script_args, training_args, model_args, data_args = parser.parse_args_and_config(
-        argv or ["--config", str(stages.CONFIGS / "ppo.yaml")]
-    )
+    parser = StrictParser((ScriptArguments, ProcessPPOConfig, ModelArguments, DataArguments), description=__doc__)
+    script_args, training_args, model_args, data_args = parser.parse_args_and_config(stages.command_line(argv, "ppo"))
 
     # Load
-    is_well_formed = None
-    if script_args.task == "arithmetic":
-        root = Path(training_args.output_dir).parent
-        task = stages.prepare(root, training_args.seed, "PPO: a critic, and a reward for each step")
-        model_args.model_name_or_path, script_args.prm_path = str(task.policy_dir), str(task.prm_dir)
-        prompts = task.task.dataset(data_args.dataset_split, data_args.num_rows)
-        held_out = task.task.dataset(data_args.eval_split or "test", data_args.num_eval_rows)
-        is_well_formed = task.task.is_well_formed
-    else:
-        if not script_args.prm_path:
-            raise ValueError(stages.missing("prm_path", "ppo"))
-        prompts, held_out = load_prompts(data_args, script_args.split_how)
-        # Worked solutions bring a column `completions`, TRL's name for what was sampled.
-        taken = {"completions"}.intersection(prompts.column_names)
-        prompts, held_out = (rows and rows.remove_columns(list(taken)) for rows in (prompts, held_out))
+    task = load_task("ppo", script_args, training_args, model_args, data_args)
     policy, tokenizer = load_policy(model_args)
     # At the start of training rather than before it: DeepSpeed cannot evaluate what it does not train yet.
-    training_args.eval_on_start = held_out is not None
+    training_args.eval_on_start = task.held_out is not None
 
     # Build
-    process_reward = ProcessReward(
-        script_args.prm_path,
-        aggregation=script_args.aggregation,
-        split_how=script_args.split_how,
-        answer_how=script_args.answer_how,
-        is_well_formed=is_well_formed,
-        guards=stages.guards_of(script_args.guards),
-        reward_if_malformed=0.0,  # `None` would keep a completion without an answer from being punished
-        batch_size=script_args.scoring_batch_size,
-    )
     trainer = ProcessPPOTrainer(
         model=policy,
-        reward_funcs=[process_reward, AnswerReward(script_args.answer_how)],
+        reward_funcs=[load_process_reward(script_args, task.is_well_formed), AnswerReward(script_args.answer_how)],
         critic={"policy": None, "prm": script_args.prm_path}.get(script_args.critic, script_args.critic),
         args=training_args,
-        train_dataset=prompts,
-        eval_dataset=held_out,
+        train_dataset=task.prompts,
+        eval_dataset=task.held_out,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
@@ -103,20 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train()
 
     # Save
-    trainer.save_model()
-    if held_out is not None:
-        after = trainer.evaluate()
-        if trainer.is_world_process_zero():
-            console = Console()
-            console.print(
-                reinforcement_table(
-                    [*trainer.state.log_history, after],
-                    len(held_out),
-                    training_args.num_generations_eval or training_args.num_generations,
-                )
-            )
-            console.print(f"Policy: {training_args.output_dir}   Critic: critic/ in it", soft_wrap=True)
-    trainer.accelerator.wait_for_everyone()
+    save_policy(trainer, f"Policy: {training_args.output_dir}   Critic: critic/ in it")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train an entropy-regularized process reward model.
+r"""Train an entropy-regularized process reward model.
 
     accelerate launch recipes/prm.py \
         --model_name_or_path path/to/model --dataset_path outputs/labels/labels.jsonl --eta 2 --output_dir outputs/prm
@@ -41,7 +41,7 @@ STEP_METRICS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = StrictParser((ERPRMConfig, ModelArguments, DataArguments))
+    parser = StrictParser((ERPRMConfig, ModelArguments, DataArguments), description=__doc__)
     training_args, model_args, data_args = parser.parse_args_and_config(argv)
     output_dir = Path(training_args.output_dir)
     finished = output_dir / "metrics.json"

@@ -11,7 +11,7 @@ outputs/arithmetic/
   prm-soft/, prm-hard/, prm-outcome/   other PRMs from the same labels, for recipes/evaluate.py
 """
 
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,31 +34,31 @@ class PreparedTask:
     prm_dir: Path
 
 
-def guards_of(value: dict | str | None) -> dict | None:
-    """The option `--guards`, which is JSON on the command line and a mapping in a YAML file."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"`guards` must be JSON such as '{{\"max_steps\": 20}}', got {value!r} ({error}). The names are those of "
-            "`StepGuards` (trl_erprm/policy/guards.py)."
-        ) from error
+def command_line(argv: list[str] | None, recipe: str) -> list[str]:
+    """The arguments of a recipe; where none are given, the config of the embedded task."""
+    return (sys.argv[1:] if argv is None else argv) or ["--config", str(CONFIGS / f"{recipe}.yaml")]
 
 
 def missing(argument: str, recipe: str) -> str:
     """What to say where a recipe runs neither on the user's models nor on the embedded task."""
     return (
-        f"`{argument}` is missing: the directory that `recipes/prm.py` wrote. For the embedded task give no "
-        f"arguments, or add them to its config: `--config recipes/configs/arithmetic/{recipe}.yaml --seed 1`."
+        f"`{argument}` is missing: the directory that `recipes/prm.py` wrote, or the id of a published model. For the "
+        "embedded task give no arguments, or add them to its config: "
+        f"`--config recipes/configs/arithmetic/{recipe}.yaml --seed 1`."
     )
 
 
-def prepare(
-    root: Path, seed: int, last: str = "rejection-sampling fine-tuning: the policy learns from what the PRM prefers"
-) -> PreparedTask:
-    """Makes what is missing under `root`; a stage skips, or continues, what is there. `last` names what follows."""
+# What follows on the stages before, by recipe.
+LAST_STAGE = {
+    "rft": "rejection-sampling fine-tuning: the policy learns from what the PRM prefers",
+    "grpo": "GRPO: each step of a completion has an advantage of its own",
+    "ppo": "PPO: a critic, and a reward for each step",
+    "evaluate": "evaluation: which PRM chooses best?",
+}
+
+
+def prepare(root: Path, seed: int, recipe: str = "rft") -> PreparedTask:
+    """Makes what `recipe` needs and is missing under `root`; a stage skips, or continues, what is there."""
     console = Console()
     task = ArithmeticTask(seed=seed)
     prepared = PreparedTask(task, root / "policy", root / "labels", root / "prm")
@@ -86,7 +86,7 @@ def prepare(
         + ["--dataset_path", str(prepared.labels_dir / "labels.jsonl"), "--output_dir", str(prepared.prm_dir)]
     )
 
-    console.rule(f"4 of 4  {last}")
+    console.rule(f"4 of 4  {LAST_STAGE[recipe]}")
     return prepared
 
 
@@ -98,11 +98,15 @@ VARIANTS = {
 }
 
 
+def variant_dirs(root: Path) -> dict[str, Path]:
+    """Directories of the PRMs to compare, by name: the ER-PRM of [`prepare`], and [`VARIANTS`]."""
+    return {"er": root / "prm"} | {name: root / f"prm-{name}" for name in VARIANTS}
+
+
 def train_variants(prepared: PreparedTask, root: Path, seed: int) -> dict[str, Path]:
-    """Directories of the PRMs to compare, by name: the ER-PRM of [`prepare`], and [`VARIANTS`], trained if missing."""
-    variants = {"er": prepared.prm_dir}
+    """[`variant_dirs`], after the training of those that are missing."""
+    variants = variant_dirs(root)
     for name, options in VARIANTS.items():
-        variants[name] = root / f"prm-{name}"
         prm.main(
             ["--config", str(CONFIGS / "prm.yaml"), "--seed", str(seed), "--model_name_or_path", str(root / "base")]
             + ["--dataset_path", str(prepared.labels_dir / "labels.jsonl"), "--output_dir", str(variants[name])]

@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, int]] = [
     ("choices", 0),
     ("steps", 0),
     ("verify", 0),
+    ("wording", 0),
     ("worker", 0),
     ("labeling.estimators", 0),
     ("prm.aggregation", 0),

@@ -58,6 +58,10 @@ DEVIATIONS: dict[str, str] = {}
         # arithmetic: exactly # and an integer, on the last line
         ("4*3=2\n#2", "arithmetic", "2"),
         ("#-12", "arithmetic", "-12"),
+        ("c*2=b\n#b", "arithmetic", "b"),  # a value of the embedded task above 9
+        ("#B", "arithmetic", None),
+        ("#1b", "arithmetic", None),
+        ("#ab", "arithmetic", None),
         ("4*3=2\n#2\n", "arithmetic", "2"),
         ("4*3=2\n#2\n\n", "arithmetic", None),
         ("4*3=2\n#2 ", "arithmetic", None),
@@ -143,7 +147,8 @@ def test_no_answer_is_none_and_not_false(completion, how):
 
 @pytest.mark.parametrize(
     "completion, answer, expected",
-    [("4*3=2\n#2", "2", True), ("#2", "#2", True), ("#02", "2", True), ("#3", "2", False), ("#2 ", "2", None)],
+    [("4*3=2\n#2", "2", True), ("#2", "#2", True), ("#02", "2", True), ("#3", "2", False), ("#2 ", "2", None)]
+    + [("#c", "c", True), ("#c", "#c", True), ("#c", "d", False), ("#c", "12", False), ("#3", "c", False)],
 )
 def test_arithmetic(completion, answer, expected):
     assert verify_answer(completion, answer, how="arithmetic") is expected
@@ -235,6 +240,8 @@ def test_reference_of_another_kind():
         verify_answer("#### 1", "x+1", how="gsm8k")
     with pytest.raises(ValueError, match="`answer` must be an integer.*\"arithmetic\", got '1.5'"):
         verify_answer("#1", "1.5", how="arithmetic")
+    with pytest.raises(ValueError, match="`answer` must be an integer.*or one letter from a to z.*got 'cd'"):
+        verify_answer("#1", "cd", how="arithmetic")
 
 
 @pytest.mark.parametrize("how", ["auto", "gsm8k", "arithmetic"])

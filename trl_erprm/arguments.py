@@ -31,6 +31,7 @@ __all__ = [
     "ModelArguments",
     "StrictParser",
     "check_model_name",
+    "check_path_or_id",
     "get_peft_config",
     "get_quantization_config",
     "load_data",
@@ -305,16 +306,34 @@ def check_model_name(model_args: ModelConfig) -> str:
         raise ValueError(
             f"`model_name_or_path` must name a model, got {name!r}. Pass a local directory or a model on the Hub."
         )
-    path = Path(name).expanduser()
-    if not path.exists():
-        # "org/model" is a name on the Hub; "outputs/policy" beside an existing folder outputs/ is a path
-        is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-        if is_path or Path(path.parts[0]).is_dir():
-            raise FileNotFoundError(
-                f"`model_name_or_path` must be an existing directory or a model on the Hub, got {name!r}, which does "
-                f"not exist. Check the path, which is relative to {Path.cwd()}."
-            )
+    check_path_or_id(name, "model_name_or_path")
     return name
+
+
+def check_path_or_id(name: str, argument: str = "path") -> None:
+    """Raises `FileNotFoundError` for a local path that does not exist, before it is looked for on the Hub.
+
+    Example:
+
+    ```python
+    >>> check_path_or_id("org/model", "prm_path")  # may be on the Hub
+    >>> check_path_or_id("./outputs/no-prm", "prm_path")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: `prm_path` must be an existing directory or a model on the Hub, got './outputs/no-prm', which...
+
+    ```
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return
+    # "org/model" is a name on the Hub; "outputs/policy" beside an existing folder outputs/ is a path
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if is_path or (path.parts and Path(path.parts[0]).is_dir()):
+        raise FileNotFoundError(
+            f"`{argument}` must be an existing directory or a model on the Hub, got {name!r}, which does not exist. "
+            f"Check the path, which is relative to {Path.cwd()}."
+        )
 
 
 def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> "PreTrainedTokenizerBase":

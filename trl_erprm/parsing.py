@@ -89,6 +89,8 @@ class StrictParser(TrlParser):
         kwargs.setdefault(
             "epilog", "--config FILE reads any of these from a YAML file; the command line overrides it."
         )
+        kwargs.setdefault("usage", "%(prog)s [--config FILE] [--name value ...]")  # not hundreds of names
+        kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(classes, allow_abbrev=False, **kwargs)
         # argparse takes "-inf" and "-1e-3" for options, unless they match this.
         self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf)", re.IGNORECASE)
@@ -216,6 +218,17 @@ class StrictParser(TrlParser):
         known = [name for name in known if "-" not in name] + ["config"]  # each is known with dashes, too
         place = "on the command line"
         return "\n".join(f"Unknown argument `{name}` {place}. {_nearest_message(name, known)}" for name in names)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is written; of each argument its default, or that it is required."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help or ''} (required)".lstrip()
+        if isinstance(action.default, str) and not action.default.strip():  # folded with the text, it would be gone
+            return f"{action.help or ''} (default: {action.default!r})".lstrip()
+        return super()._get_help_string(action)
 
 
 _YAML_NULL = "tag:yaml.org,2002:null"

@@ -72,8 +72,8 @@ _TEXT_IN_MATH = re.compile(r"\\(?:text|mbox|textbf|textit|mathrm|operatorname)\s
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}[,;:]?\s+[A-Za-z]{2,}")
 
 
-def check_split_mode(how: str) -> None:
-    """Raises `ValueError` unless `how` is one of [`SPLIT_MODES`].
+def check_split_mode(how: str, argument: str = "how") -> None:
+    """Raises `ValueError` unless `how`, given as `argument`, is one of [`SPLIT_MODES`].
 
     Example:
 
@@ -85,7 +85,7 @@ def check_split_mode(how: str) -> None:
 
     ```
     """
-    check_choice("how", how, SPLIT_MODES)
+    check_choice(argument, how, SPLIT_MODES)
 
 
 def split_steps(text: str, how: str = "newline") -> list[Step]:

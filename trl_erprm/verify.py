@@ -74,7 +74,8 @@ _FRACTION = re.compile(r"\A(-?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}\Z")
 _SCALING_UNIT = re.compile(r"\b(?:hundred|thousand|[mbtr]+illion|dozen|score|k|m|bn|half|and|or)\b")
 
 _GSM8K_LINE = re.compile(r"[^\S\n]*####(?!#)(?P<answer>[^\n]*)")
-_ARITHMETIC_LINE = re.compile(r"#(?P<answer>-?[0-9]{1,18})")
+# A letter is a value of the embedded task above 9.
+_ARITHMETIC_LINE = re.compile(r"#(?P<answer>-?[0-9]{1,18}|[a-z])")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # what follows a backslash is no brace that opens or closes
 _BRACKET = re.compile(r"[()\[\]{}]")
@@ -100,8 +101,8 @@ _BETWEEN_BOXES = re.compile(r"[^.!?=:\n]{0,30}(?:,|;|\band|\bor)")
 _MARKUP_BETWEEN_BOXES = re.compile(r"\$|\\[()\[\]]|\\q?quad|\\[,;!: ]|\\text|[{}]|\b[A-Za-z](?:_\w+)?\s*=\s*$")
 
 
-def check_answer_convention(how: str) -> None:
-    """Raises `ValueError` unless `how` is one of [`ANSWER_CONVENTIONS`].
+def check_answer_convention(how: str, argument: str = "how") -> None:
+    """Raises `ValueError` unless `how`, given as `argument`, is one of [`ANSWER_CONVENTIONS`].
 
     Example:
 
@@ -113,7 +114,7 @@ def check_answer_convention(how: str) -> None:
 
     ```
     """
-    check_choice("how", how, ANSWER_CONVENTIONS)
+    check_choice(argument, how, ANSWER_CONVENTIONS)
 
 
 def extract_answer(text: str, how: str = "auto") -> str | None:
@@ -130,7 +131,8 @@ def extract_answer(text: str, how: str = "auto") -> str | None:
             - `"boxed"`: in the last closed `\\boxed{...}`. Boxes joined by commas, "and" or "or" are one answer.
             - `"math"`: wherever math-verify finds it. It takes almost any number or formula, so it finds an "answer"
               in a completion that was cut off, too.
-            - `"arithmetic"`: on the last line, which is exactly `#` and an integer (one line end may follow).
+            - `"arithmetic"`: on the last line, which is exactly `#` and an integer, or one letter from a to z, a value
+              of the embedded task above 9 (one line end may follow).
             - `"auto"`: the first of: a `####` line that holds an expression; a box; "answer is X" or "answer: X" where
               X is an expression (the last such); the whole text if it is one expression; what `"math"` finds.
 
@@ -180,9 +182,9 @@ def verify_answer(completion: str, answer: str, how: str = "auto") -> bool | Non
     """Compares the final answer of a completion with the reference answer.
 
     Numbers are equal by value: `1,000`, `$1000` and `1000.0` are one number. With `how="gsm8k"` every unit is ignored,
-    `%` included. The other conventions, `"arithmetic"` apart (integers), further count as equal what math-verify finds
-    equal: `0.5` and `\\frac{1}{2}`, `x^2+2x+1` and `(x+1)^2`, numbers that agree to 6 decimals. A number in a stated
-    base equals only the same digits in the same base.
+    `%` included. The other conventions, `"arithmetic"` apart (integers and letters), further count as equal what
+    math-verify finds equal: `0.5` and `\\frac{1}{2}`, `x^2+2x+1` and `(x+1)^2`, numbers that agree to 6 decimals. A
+    number in a stated base equals only the same digits in the same base.
 
     Args:
         completion (`str`):
@@ -199,8 +201,8 @@ def verify_answer(completion: str, answer: str, how: str = "auto") -> bool | Non
 
     Raises:
         ValueError: if `how` is unknown, if the reference is empty, or if it is not a number where `how` is `"gsm8k"`
-            or not an integer where it is `"arithmetic"`: a reference that cannot be read would count every completion
-            as wrong.
+            or no integer or letter where it is `"arithmetic"`: a reference that cannot be read would count every
+            completion as wrong.
         TypeError: if `completion` or `answer` is not a string.
 
     Example:
@@ -220,7 +222,7 @@ def verify_answer(completion: str, answer: str, how: str = "auto") -> bool | Non
     if how == "arithmetic":
         expected = _arithmetic_reference(answer)
         found = _arithmetic_answer(completion)
-        return None if found is None else int(found) == expected
+        return None if found is None else arithmetic_value(found) == expected
     if how == "gsm8k":
         expected_number = _gsm8k_reference(answer)
         found = _gsm8k_answer(completion)
@@ -240,6 +242,15 @@ def _arithmetic_answer(text: str) -> str | None:
         text = text[:-1]
     match = _ARITHMETIC_LINE.fullmatch(text, text.rfind("\n") + 1)
     return None if match is None else match["answer"]
+
+
+def arithmetic_value(answer: str) -> int | str:
+    """What an answer of `how="arithmetic"` is compared by: its number, or its letter, which is equal to no number.
+
+    Raises:
+        ValueError: if it is neither an integer nor a letter from a to z.
+    """
+    return answer if len(answer) == 1 and "a" <= answer <= "z" else int(answer)
 
 
 def _gsm8k_answer(text: str) -> str | None:
@@ -343,14 +354,14 @@ def _gsm8k_reference(answer: str) -> int | Fraction:
 
 
 @lru_cache(maxsize=65_536)
-def _arithmetic_reference(answer: str) -> int:
+def _arithmetic_reference(answer: str) -> int | str:
     _check_reference(answer)
     try:
-        return int(_arithmetic_answer(answer) or answer)
+        return arithmetic_value(_arithmetic_answer(answer) or answer)
     except ValueError:
         raise ValueError(
-            f'`answer` must be an integer such as "3" or "#3" where `how` is "arithmetic", got {answer!r}. For other '
-            'answers pass how="auto".'
+            '`answer` must be an integer such as "3" or "#3", or one letter from a to z, where `how` is "arithmetic", '
+            f'got {answer!r}. For other answers pass how="auto".'
         ) from None
 
 

@@ -8,10 +8,17 @@ from pathlib import Path
 from trl_erprm.manifest import open_run
 
 from .config import PARTS, read_config
+from .devices import DEVICES, check_device
 from .runner import run_units
 from .units import Unit, list_units
 
 HERE = Path(__file__).parent
+
+
+def _number_of_jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,29 +27,50 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", help="instead of the config's")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {','.join(PARTS)}; what they need is done, too")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the config's")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, a core each")
+    parser.add_argument("--device", choices=DEVICES, help="instead of the config's")
+    parser.add_argument(
+        "--jobs",
+        type=_number_of_jobs,
+        default=1,
+        help="processes, a core each; all on the same GPU if there is one",
+    )
     parser.add_argument("--report_only", action="store_true", help="only write the report of what is finished")
     parser.add_argument("--write_docs", action="store_true", help="put the results into docs/study.md, too")
     args = parser.parse_args(argv)
     parts = args.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--parts must be of {','.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    config = read_config(args.config, output_dir=args.output_dir, seeds=args.seeds)
+    try:
+        config = read_config(args.config, output_dir=args.output_dir, seeds=args.seeds, device=args.device)
+        if not args.report_only:
+            check_device(config.device)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # a trainer would spread its batches over all GPUs it sees
     root = Path(config.output_dir)
     root.mkdir(parents=True, exist_ok=True)
     unfinished: list[Unit] = []
     if not args.report_only:
-        for difficulty in config.difficulties:
-            open_run(root / difficulty, config.identity(difficulty), kind="study")
+        from .prms import add_share_errors  # takes seconds to import
+
+        try:
+            for difficulty in config.difficulties:
+                open_run(root / difficulty, config.identity(difficulty), kind="study")
+        except ValueError as error:
+            parser.error(str(error))
         with open(root / ".lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
             except BlockingIOError:
                 parser.error(f"{root} is in use by another run. Give that one more --jobs, or another --output_dir")
-            unfinished = run_units(config, list_units(config, parts), args.jobs)
+            units = list_units(config, parts)
+            unfinished = run_units(config, units, args.jobs)
+            for unit in units:
+                if unit.kind == "labels" and unit not in unfinished:
+                    add_share_errors(config, unit)
     from .report import write_docs, write_report
 
     if args.write_docs:

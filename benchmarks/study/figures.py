@@ -1,5 +1,6 @@
 """The figures of the report. Matplotlib is imported when one is drawn."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ _MUTED, _GRID = "#666666", "#E4E4E4"
 
 def draw_figures(results: Results, directory: Path) -> dict[str, str]:
     """
-    Draws what has results, a file a difficulty and figure.
+    Draws what has results, a file a difficulty and figure. Without matplotlib there are no figures, and a line on the
+    console says so: the tables of a long run shall not be lost for it.
 
     Returns:
         `dict[str, str]`: by `"<difficulty>: <title>"`, the name of the file in the directory.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        print("No figures are drawn: matplotlib is missing. Install it (the extra `plots`), then run --report_only.")
+        return {}
     drawings: dict[str, tuple[str, Callable[[Results, str], Any]]] = {
         "best_of_n": ("right answers of best of n", _best_of_n),
         "scores": ("where the labels differ: score by exact success probability", _scores),

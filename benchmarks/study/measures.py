@@ -12,6 +12,7 @@ from trl_erprm.evaluation.step_pairs import step_pair_accuracy
 from trl_erprm.prm.metrics import auroc
 
 from .config import BASELINE, StudyConfig, read_label
+from .devices import BATCH_SIZES
 from .pool import Pool, aggregated, expected_labels, sample_pool
 from .prms import load_policy_engine
 from .units import Unit
@@ -28,7 +29,7 @@ def make_pool(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     settings = config.best_of_n
     pool = sample_pool(
         config.task(unit.difficulty, unit.seed),
-        load_policy_engine(unit.directory(config.output_dir)),
+        load_policy_engine(unit.directory(config.output_dir), config.device),
         settings["num_problems"],
         settings["num_candidates"],
         config.max_new_tokens(unit.difficulty),
@@ -65,6 +66,7 @@ def exact_choices(
     for scores_name, n in (("values", 0), ("labels", num_rollouts)):
         for steps_name, end in (("all", None), ("open", -2)):
             p = pool.probabilities[:, :end]
+            aggregated_p = {how: aggregated(p, how) for how in aggregations}
             of_labels = choices.setdefault(scores_name, {}).setdefault(steps_name, {})
             for name, eta in etas.items():
                 if eta == np.inf and n == 0:
@@ -72,8 +74,8 @@ def exact_choices(
                 scores = expected_labels(p, n, eta)
                 of_labels[name] = {}
                 for how in aggregations:
-                    own, by_p = aggregated(scores, how), aggregated(p, how)
-                    num_pairs, num_inverted, _ = compare_order(pool, own, by_p)
+                    own = aggregated(scores, how)
+                    num_pairs, num_inverted, _ = compare_order(pool, own, aggregated_p[how])
                     of_labels[name][how] = {
                         "accuracy": pool.best_of_n(own, sizes),
                         "pairs": num_pairs,
@@ -112,9 +114,9 @@ def measure_prm(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     """Scores the candidates with a PRM, and measures it against the truth and against the PRM of soft labels."""
     directory, label = unit.directory(config.output_dir), read_label(unit.label)
     pool = Pool.load(directory / "pool.json", config.task(unit.difficulty, unit.seed))
-    prm = ProcessRewardModel.from_pretrained(directory / "prms" / unit.prm_name, device="cpu")
+    prm = ProcessRewardModel.from_pretrained(directory / "prms" / unit.prm_name, device=config.device)
     prompts = [f"{pool.problems[index]}\n" for index in pool.problem_of]
-    scores = np.array(prm.score(prompts, pool.steps, batch_size=256))
+    scores = np.array(prm.score(prompts, pool.steps, batch_size=BATCH_SIZES[config.device].scoring))
     (directory / "scores").mkdir(exist_ok=True)
     np.save(directory / "scores" / f"{unit.prm_name}.npy", scores.astype(np.float32))
     settings = config.best_of_n

@@ -11,10 +11,8 @@ from trl_erprm.arguments import ModelArguments, load_policy
 from trl_erprm.policy.answer_reward import AnswerReward
 
 from .config import StudyConfig, read_label
-from .prms import GENERATION_BATCH_SIZE, ON_CPU
+from .devices import BATCH_SIZES, trainer_arguments
 from .units import Unit
-
-SCORING_BATCH_SIZE = 256
 
 
 def _process_reward(config: StudyConfig, unit: Unit, **options: Any) -> ProcessReward:
@@ -24,8 +22,8 @@ def _process_reward(config: StudyConfig, unit: Unit, **options: Any) -> ProcessR
         aggregation="last" if read_label(unit.label).is_outcome else "min",
         answer_how="arithmetic",
         is_well_formed=config.task(unit.difficulty, unit.seed).is_well_formed,
-        batch_size=SCORING_BATCH_SIZE,
-        device="cpu",
+        batch_size=BATCH_SIZES[config.device].scoring,
+        device=config.device,
         **options,
     )
 
@@ -43,12 +41,12 @@ def run_rft(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     args = RFTConfig(
         str(work),
         max_completion_length=config.max_new_tokens(unit.difficulty),
-        generation_batch_size=GENERATION_BATCH_SIZE,
+        generation_batch_size=BATCH_SIZES[config.device].generation,
         answer_how="arithmetic",
-        max_length=128,
+        max_length=config.max_length(unit.difficulty),
         keep_models=1,
         seed=unit.seed,
-        **ON_CPU,
+        **trainer_arguments(config.device),
         **settings,
     )
     policy, tokenizer = _load_policy(directory)
@@ -84,7 +82,7 @@ def run_grpo(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         eval_strategy="steps",
         logging_steps=settings["eval_steps"],
         seed=unit.seed,
-        **ON_CPU,
+        **trainer_arguments(config.device),
         **settings,
     )
     set_seed(unit.seed)

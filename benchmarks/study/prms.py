@@ -15,34 +15,30 @@ from trl_erprm.manifest import weights_fingerprint
 from trl_erprm.rollout import RolloutEngine, load_engine
 
 from .config import StudyConfig, read_label
-from .units import Unit
-
-GENERATION_BATCH_SIZE = 512
-ON_CPU = {
-    "use_cpu": True,  # models of a few hundred thousand parameters: several processes on a CPU beat a GPU
-    "bf16": False,
-    "activation_checkpointing": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": "none",
-    "save_strategy": "no",
-}
-"""Arguments of every trainer of the study."""
+from .devices import BATCH_SIZES, multiplies_in_bf16, trainer_arguments
+from .units import Unit, read_result, write_result
 
 
-def load_policy_engine(directory: Path) -> RolloutEngine:
+def load_policy_engine(directory: Path, device: str) -> RolloutEngine:
     """The engine that samples from the policy of a task."""
     policy = directory / "policy"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-    return load_engine("transformers", model=model, tokenizer=tokenizer, batch_size=GENERATION_BATCH_SIZE)
+    batch_size = BATCH_SIZES[device].generation
+    return load_engine("transformers", model=model.to(device), tokenizer=tokenizer, batch_size=batch_size)
 
 
 def make_labels(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     """Trains the policy, samples solutions and rolls out their prefixes. The counts are what is kept."""
     directory = unit.directory(config.output_dir)
     task = config.task(unit.difficulty, unit.seed)
-    num_steps = config.difficulties[unit.difficulty]["policy_steps"]
-    train_policy(task, directory / "policy", num_steps=num_steps, seed=unit.seed)
+    train_policy(
+        task,
+        directory / "policy",
+        seed=unit.seed,
+        device=config.device,
+        bf16=multiplies_in_bf16(config.device),
+        **config.policy(unit.difficulty),
+    )
 
     settings = dict(config.labeling)
     prompts = task.dataset("train", settings.pop("num_prompts"))
@@ -51,11 +47,12 @@ def make_labels(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         eta=0.0,  # of no effect: PRMs make their labels from the counts
         max_new_tokens=config.max_new_tokens(unit.difficulty),
         verify_how="arithmetic",
-        prefixes_per_chunk=512,
+        prefixes_per_chunk=BATCH_SIZES[config.device].chunk,
         seed=unit.seed,
         **settings,
     )
-    labeler = MonteCarloLabeler(load_policy_engine(directory), labeling, policy_name=f"policy of seed {unit.seed}")
+    engine = load_policy_engine(directory, config.device)
+    labeler = MonteCarloLabeler(engine, labeling, policy_name=f"policy of seed {unit.seed}")
     rows = labeler.label(prompts, directory / "labels")
     names = ("num_solutions", "num_unique_prefixes", "num_rollouts", "unparsed_share")
     return {
@@ -63,6 +60,24 @@ def make_labels(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         "right_answers": float(np.mean([outcome or 0.0 for outcome in rows["outcome"]])),
         "share_error": {n: share_error(task, counted_rows(rows, n, unit.seed)) for n in config.num_rollouts},
     }
+
+
+def add_share_errors(config: StudyConfig, unit: Unit) -> None:
+    """Completes finished labels whose study has been given more, smaller numbers of rollouts since."""
+    path = unit.path(config.output_dir)
+    result = read_result(path)
+    missing = [n for n in config.num_rollouts if str(n) not in result["share_error"]]
+    if not missing:
+        return
+    task, rows = config.task(unit.difficulty, unit.seed), labelled_rows(unit.directory(config.output_dir))
+    for n in missing:
+        result["share_error"][str(n)] = share_error(task, counted_rows(rows, n, unit.seed))
+    write_result(path, result)
+
+
+def labelled_rows(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a task, with their counts."""
+    return [json.loads(line) for line in (directory / "labels" / "labels.jsonl").read_text().splitlines()]
 
 
 def counted_rows(rows: Sequence[Mapping[str, Any]] | Dataset, num_rollouts: int, seed: int) -> list[dict[str, Any]]:
@@ -123,17 +138,17 @@ def train_prm(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     weights of 0.79 to 0.82.
     """
     directory, label = unit.directory(config.output_dir), read_label(unit.label)
-    rows = [json.loads(line) for line in (directory / "labels" / "labels.jsonl").read_text().splitlines()]
+    rows = labelled_rows(directory)
     args = ERPRMConfig(
         str(directory / "prms" / unit.prm_name),
         eta=label.eta,
         train_on_last_step_only=label.is_outcome,
         head="token_classification",
-        max_length=128,
+        max_length=config.max_length(unit.difficulty),
         padding_free=False,  # short rows of like lengths on a tiny model: one batched call is faster
         logging_steps=0.2,  # of all steps: the last fifth is what is kept
         seed=unit.seed + label.seed_offset,
-        **ON_CPU,
+        **trainer_arguments(config.device),
         **config.prm,
     )
     trainer = ERPRMTrainer(

@@ -7,14 +7,8 @@ import traceback
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 from .config import StudyConfig
+from .devices import prepare_process, release_memory
 from .units import Unit, requirements, write_result
-
-
-def _one_thread() -> None:
-    """At the start of a process that works: so small a model gains nothing from more."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def run_unit(config: StudyConfig, unit: Unit) -> str:
@@ -40,6 +34,8 @@ def run_unit(config: StudyConfig, unit: Unit) -> str:
             result = work(config, unit)
     except Exception:  # one unit that fails shall not end the others; the run then ends with exit code 1
         return traceback.format_exc()
+    finally:
+        release_memory(config.device)
     times = {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - cpu}
     write_result(unit.path(config.output_dir), {**result, **times})
     return ""
@@ -53,7 +49,9 @@ def run_units(config: StudyConfig, units: list[Unit], num_jobs: int) -> list[Uni
     total, failed, running = len(units), set(), {}
     print(f"{len(done)} of {total} units are finished in {root}", flush=True)
     # Spawned: a forked process would inherit torch's threads in an unknown state.
-    with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(
+        num_jobs, multiprocessing.get_context("spawn"), prepare_process, (config.device,)
+    ) as pool:
         while True:
             for unit in [unit for unit in waiting if all(needed in done for needed in requirements(unit))]:
                 if len(running) == num_jobs:

@@ -126,6 +126,7 @@ def test_written_rows_read_back(tmp_path, pool):
         (["x+1", "1+x", "x"], "auto", [0, 0, 1]),
         (["18", "18.0", "18 eggs"], "gsm8k", [0, 0, 0]),
         (["3", "03", "-3"], "arithmetic", [0, 0, 1]),
+        (["c", "12", "c", "d"], "arithmetic", [0, 1, 0, 2]),
         ([None, "", "4", None], "auto", [None, None, 0, None]),
         (["Evelyn", "Evelyn", "Adam"], "auto", [0, 0, 1]),
     ],
@@ -137,7 +138,7 @@ def test_equal_answers_share_a_class(answers, how, expected):
 def test_notes_name_the_rows(pool):
     notes = pool_notes(pool)
     assert notes[0].startswith("1 of 3 problems has no right candidate (row 2 p2): no selection can solve it")
-    assert notes[1].startswith("1 of 6 candidates have no readable answer (row 2 p2)")
+    assert notes[1].startswith("1 of 6 candidates has no readable answer (row 2 p2): it casts no vote.")
     assert len(notes) == 2
     torn = make_pool(changed(ROWS, 0, candidates=[candidate("2", True), candidate("2.0", False)]))
     assert pool_notes(torn)[-1].startswith("In 1 problem (row 0 p0) candidates with equal answers have different")

@@ -9,18 +9,28 @@ import pytest
 from rich.console import Console
 
 from trl_erprm import aggregate
-from trl_erprm.evaluation.best_of_n import best_of_n_accuracy, clustered_interval, majority_accuracy, pass_at_n
+from trl_erprm.evaluation.best_of_n import (
+    Estimate,
+    best_of_n_accuracy,
+    clustered_interval,
+    majority_accuracy,
+    pass_at_n,
+)
 from trl_erprm.evaluation.candidates import make_pool, read_candidates, read_step_scores
 from trl_erprm.evaluation.comparison import (
     MAJORITY,
     aggregated_scores,
     calibrate_scorers,
+    calibration_notes,
     compare_scorers,
+    compare_search,
     headline_pairs,
+    judge_scorers,
 )
 from trl_erprm.evaluation.curves import best_of_n_curves
 from trl_erprm.evaluation.paired import bootstrap_interval, holm, mcnemar
 from trl_erprm.evaluation.report import comparison_table
+from trl_erprm.evaluation.search import CurvePoint
 from trl_erprm.prm.aggregation import AGGREGATIONS
 
 
@@ -196,6 +206,106 @@ def test_unbounded_scores_have_no_calibration():
     assert list(calibrate_scorers(pool, step_scores)) == ["good", "chance"]
 
 
+def test_scorers_without_calibration_are_named():
+    """Each scorer is either calibrated or in a note, which gives the range of its scores."""
+    pool, step_scores = make_rows()
+    assert calibration_notes(step_scores) == []
+    shifted = [[[2 * score - 0.5 for score in steps] for steps in problem] for problem in step_scores["good"]]
+    values = [score for problem in shifted for steps in problem for score in steps]
+    step_scores["logits"] = shifted
+    step_scores["above"] = [[[1.5 for _ in steps] for steps in problem] for problem in step_scores["good"]]
+    step_scores["nothing"] = [[None] * 5 for _ in range(20)]
+    assert list(calibrate_scorers(pool, step_scores)) == ["good", "chance"]
+    notes = calibration_notes(step_scores)
+    assert [note.split("'")[1] for note in notes] == ["logits", "above", "nothing"]
+    assert f"from {min(values):.3g} to {max(values):.3g}, outside [0, 1]" in notes[0] and "sigmoid" in notes[0]
+    assert "from 1.5 to 1.5" in notes[1] and "no score of any candidate" in notes[2]
+    assert calibration_notes({"edge": [[[0.0, 1.0]]]}) == []
+
+
+class TestJudgeScorers:
+    """A step is right unless it says "wrong"; each problem has a right and a wrong candidate of two steps."""
+
+    @staticmethod
+    def pool(num_problems=4):
+        right = {"steps": ["a", "b"], "extracted_answer": "1", "is_correct": True}
+        wrong = {"steps": ["a", "wrong"], "extracted_answer": "2", "is_correct": False}
+        return make_pool([{"prompt": f"p{i}", "candidates": [right, wrong]} for i in range(num_problems)])
+
+    @staticmethod
+    def check_steps(prompt, steps):
+        return [step != "wrong" for step in steps]
+
+    def test_by_hand(self):
+        scores = {
+            "knows": [[[0.9, 0.8], [0.9, 0.1]]] * 4,
+            "blind": [[[0.9, 0.8], [0.9, 0.8]]] * 4,
+            "inverted": [[[0.9, 0.1], [0.9, 0.8]]] * 4,
+        }
+        found = judge_scorers(self.pool(), scores, self.check_steps)
+        assert list(found) == ["knows", "blind", "inverted"]
+        assert [of_one["step_pair_accuracy"] for of_one in found.values()] == [1.0, 0.5, 0.0]
+        assert {of_one["num_step_pairs"] for of_one in found.values()} == {4}  # a pair a problem, of second steps
+        knows = found["knows"]
+        assert knows["first_error_f1"][0] == knows["error_found"] == knows["no_error_seen"] == 1.0
+        assert 0.1 <= knows["threshold"] < 0.8
+        assert found["inverted"]["error_found"] == 0.0
+
+    def test_the_threshold_comes_from_the_first_half(self):
+        """There 0.5 tells right from wrong; in the second half every score is above it."""
+        scores = [[[0.99, 0.8], [0.99, 0.2]]] * 2 + [[[0.99, 0.98], [0.99, 0.9]]] * 2
+        found = judge_scorers(self.pool(), {"a": scores}, self.check_steps)["a"]
+        assert (found["error_found"], found["no_error_seen"]) == (0.0, 1.0)
+        found = judge_scorers(self.pool(), {"a": scores[::-1]}, self.check_steps)["a"]
+        assert 0.9 <= found["threshold"] < 0.98 and (found["error_found"], found["no_error_seen"]) == (1.0, 0.0)
+
+    @pytest.mark.parametrize("of_wrong, num_pairs, accuracy", [([0.9, 0.1], 1, 1.0), (None, 0, None)])
+    def test_too_little_to_tell(self, of_wrong, num_pairs, accuracy):
+        """One problem gives no threshold: `None`, which JSON can hold and the report shows as a dash."""
+        found = judge_scorers(self.pool(1), {"a": [[[0.9, 0.8], of_wrong]]}, self.check_steps)["a"]
+        assert (found["num_step_pairs"], found["step_pair_accuracy"]) == (num_pairs, accuracy)
+        assert [found[key] for key in ("first_error_f1", "error_found", "no_error_seen", "threshold")] == [None] * 4
+        json.dumps(found, allow_nan=False)
+
+    def test_a_second_half_of_one_kind(self):
+        """The threshold could be chosen, but there is nothing to measure F1 on."""
+        scores = [[[0.9, 0.8], [0.9, 0.1]]] * 2 + [[[0.9, 0.8], None]] * 2
+        found = judge_scorers(self.pool(), {"a": scores}, self.check_steps)["a"]
+        assert found["num_step_pairs"] == 2 and found["first_error_f1"] is None
+        json.dumps(found, allow_nan=False)
+
+    def test_scores_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="a, row 0, candidate 0, has 1 scores for 2 steps"):
+            judge_scorers(self.pool(1), {"a": [[[0.9], None]]}, self.check_steps)
+
+
+class TestCompareSearch:
+    CANDIDATES = [
+        {"steps": ["s"], "extracted_answer": str(k), "is_correct": k == 2, "num_tokens": 10 + k} for k in range(5)
+    ]
+
+    def test_points(self):
+        pool = make_pool([{"candidates": self.CANDIDATES}])
+        found = [CurvePoint("dvts", 4, Estimate(0.5, 0.25, 0.75), 80.0, 20.0)]
+        points = compare_search(found, pool, [[[0.1], [0.2], [0.9], None, [0.3]]], "last")
+        assert [(p["method"], p["n"], p["num_tokens"]) for p in points] == [
+            ("best of n", 1, 12.0), ("best of n", 2, 24.0), ("best of n", 4, 48.0), ("dvts", 4, 80.0)
+        ]  # fmt: skip
+        assert points[0]["accuracy"] == 0.2 and points[2]["accuracy"] == pytest.approx(0.8)  # 4 of 5 draws hold it
+        assert points[-1] | {"accuracy": 0.5, "low": 0.25, "high": 0.75} == points[-1]
+
+    def test_the_aggregation_that_pruned_chooses(self):
+        pool = make_pool([{"candidates": [{**c, "steps": ["s", "t"]} for c in self.CANDIDATES[1:3]]}])
+        scores = [[[0.9, 0.1], [0.05, 0.5]]]  # the second is right, and better by its last score only
+        assert compare_search([], pool, scores, "last")[-1]["accuracy"] == 1.0
+        assert compare_search([], pool, scores, "min")[-1]["accuracy"] == 0.0
+
+    def test_candidates_that_do_not_say_what_they_took(self):
+        pool = make_pool([{"candidates": [{**self.CANDIDATES[2], "num_tokens": None}]}])
+        with pytest.raises(ValueError, match="must say how many tokens each took"):
+            compare_search([], pool, [[[0.5]]])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,7 +313,7 @@ def test_unbounded_scores_have_no_calibration():
         ({"aggregation": "mean", "aggregations": ["min"]}, "`aggregation` must be one of those compared, 'min', got"),
         ({"own_aggregations": {"good": "best"}}, "must be one of those compared, 'min', .*got 'best'"),
         ({"own_aggregations": {"god": "last"}}, "`own_aggregations` must be one of 'good', 'chance', got 'god'"),
-        ({"aggregations": ["minimum"]}, "`how` must be one of 'min'.*got 'minimum'"),
+        ({"aggregations": ["minimum"]}, "`aggregations` must be one of 'min'.*got 'minimum'"),
         ({"step_scores": {"x": [[[0.1]] * 5]}}, "x must hold one row for each of 20 problems, got 1"),
     ],
 )
@@ -232,6 +342,12 @@ def test_table(compared):
     assert [cells[3] for cells in rows[:2]] == [f"{p_value:.3f}" for p_value in corrected]
     assert corrected != [tested["good"], tested["chance"]]
     assert "Best of 5 by min" in text and "20 problems" in text and "…" not in text
+
+
+def test_table_of_one_problem():
+    pool = make_pool([{"answer": "4", "candidates": ["5", "4"]}])
+    table = comparison_table(compare_scorers(pool, {"a": [[[0.1], [0.9]]]}, num_resamples=10))
+    assert table.caption == "1 problem; in brackets: 95 % interval"
 
 
 def test_real_scores_of_one_model(shared_data):

@@ -8,6 +8,7 @@ import pytest
 
 from tests.evaluation.test_comparison import make_rows
 from trl_erprm.evaluation import html_report as module
+from trl_erprm.evaluation.candidates import make_pool
 from trl_erprm.evaluation.comparison import MAJORITY, calibrate_scorers, compare_scorers, headline_pairs
 from trl_erprm.evaluation.html_report import html_report, write_report
 
@@ -123,6 +124,13 @@ def test_sections_are_there_where_their_numbers_are(metrics):
     for heading, key in optional.items():
         without = Page(html_report({k: v for k, v in metrics.items() if k != key}, {}))
         assert heading not in without.headings
+
+
+def test_one_problem_and_one_candidate():
+    pool = make_pool([{"answer": "4", "candidates": ["4"]}])
+    text = html_report(compare_scorers(pool, {"a": [[[0.9]]]}, num_resamples=10), {})
+    assert "<p>1 problem, 1 candidate each, 1 scorer. " in text and "up to 1 in 1 problem of this kind" in text
+    assert not re.search(r"\b1 (problems|candidates|scorers)\b", text)
 
 
 def test_notes_and_names_are_escaped(metrics):

@@ -243,6 +243,10 @@ def test_headings_of_the_table_fit_80_columns():
     assert "…" not in text
 
 
+def test_caption_of_one_problem():
+    assert rft_table([ROWS[0] | {"num_problems": 1}]).caption.startswith("1 held-out problem; ")
+
+
 @pytest.mark.parametrize(
     "use", [rft_table, lambda rows: plot_rft_iterations(rows, "never.png")], ids=["table", "plot"]
 )

@@ -38,6 +38,11 @@ def test_title(num_samples, words):
     assert table.title == f"10 held-out problems, {words}"
 
 
+def test_title_of_one_problem():
+    table = reinforcement_table([{"eval_rewards/answer_reward/mean": 1.0}], 1)
+    assert table.title == "1 held-out problem, one sample each"
+
+
 def test_nothing_evaluated():
     with pytest.raises(ValueError, match="holds no evaluation with 'eval_rewards/answer_reward/mean'"):
         reinforcement_table([{"step": 1, "loss": 0.1}], 10)

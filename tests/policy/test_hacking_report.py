@@ -214,7 +214,7 @@ class TestEffects:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="`perturbations` must be one of .*got 'repeat_bets'. Did you mean"):
             report_of(perturbations=["repeat_bets"])
-        with pytest.raises(ValueError, match="`how` must be one of"):
+        with pytest.raises(ValueError, match="`aggregations` must be one of"):
             report_of(aggregations=["minimum"])
         for texts in ([], ["", " \n"]):
             with pytest.raises(ValueError, match=f"None of {len(texts)} solutions can be scored. Give solutions that"):
@@ -263,6 +263,12 @@ def test_suggested_guards_on_real_solutions(shared_data):
     assert share_rejected(perturbed("empty_steps")) == pytest.approx(0.77, abs=0.005)
     assert share_rejected(perturbed("skip_worst")) == pytest.approx(0.27, abs=0.005)
     assert share_rejected(perturbed("split_each")) == pytest.approx(0.03, abs=0.005)
+
+
+def test_print_one_solution():
+    file = io.StringIO()
+    report_of([TEXT]).print(Console(file=file, width=80, highlight=False))
+    assert file.getvalue().startswith("1 solution (0 more could not be scored); ")
 
 
 def test_print():
@@ -368,6 +374,11 @@ class TestCommandLine:
             (["--min_steps", "0"], "`min_steps` must be at least 1"),
             (["--dataset_path", "nowhere.jsonl"], "nowhere.jsonl"),
             (["--prm_path", "nowhere"], "nowhere"),
+            (
+                ["--prm_path", "./nowhere"],
+                "`prm_path` must be an existing directory or a model on the Hub, got './",
+            ),
+            (["--prm_path", "outputs/er/prmm"], "got 'outputs/er/prmm', which does not exist. Check the path, which"),
             (["--max_step", "3"], "max_step"),
         ],
     )

@@ -65,11 +65,11 @@ def test_aggregation(how, expected):
 
 
 def test_unknown_aggregation_at_construction():
-    with pytest.raises(ValueError, match="`how` must be one of .*, got 'minimum'. Did you mean 'min'?"):
+    with pytest.raises(ValueError, match="`aggregation` must be one of .*, got 'minimum'. Did you mean 'min'?"):
         ProcessReward(ScriptedPRM({}), aggregation="minimum")
 
 
-@pytest.mark.parametrize("completion", ["", "\n\n", "a\nb", "a\n#", "a\n#x"])
+@pytest.mark.parametrize("completion", ["", "\n\n", "a\nb", "a\n#", "a\n#X"])
 def test_no_step_or_no_answer_is_none(completion):
     values, prm = reward([completion, "a\n#1"])
     assert values == [None, 0.7]

@@ -317,6 +317,12 @@ class TestLoading:
         with pytest.raises(ValueError, match=r"\(it holds nothing\). Give the directory that `ERPRMTrainer` saved"):
             ProcessRewardModel.from_pretrained(tmp_path / "empty")
 
+    def test_a_local_path_that_does_not_exist_is_not_looked_up(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("transformers.utils.cached_file", None)  # the Hub
+        for path in (tmp_path / "no", "./no", "outputs/er/no"):
+            with pytest.raises(FileNotFoundError, match="must be an existing directory or a model on the Hub, got '"):
+                ProcessRewardModel.from_pretrained(path)
+
     def test_a_model_from_elsewhere_needs_its_format(self, base):
         model = AutoModelForCausalLM.from_pretrained(base)
         with pytest.raises(ValueError, match="must be one of 'trl', 'math-shepherd', 'er-prm', .*, got 'unknown'"):

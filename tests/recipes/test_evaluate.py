@@ -1,7 +1,7 @@
 """`recipes/evaluate.py`: the embedded task, files as they are, a policy to sample from, and what stops it."""
 
 import gzip
-import importlib
+import html
 import json
 import sys
 from pathlib import Path
@@ -9,28 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.recipes.commands import read_jsonl, write_jsonl
 from tests.tiny import prm_trainer, save_base
 from trl_erprm import ProcessRewardModel
 from trl_erprm.rollout.transformers_engine import TransformersEngine
 
 pytest.importorskip("matplotlib")
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ROWS = [{"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [1.0, 1.0]}]
 
 
-@pytest.fixture(scope="module")
-def modules():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(RECIPES))
-        yield {name: importlib.import_module(name) for name in ("stages", "evaluate")}
-        for name in ("stages", "evaluate", "label", "prm"):
-            del sys.modules[name]
-
-
 @pytest.fixture
-def evaluate(modules):
-    return modules["evaluate"].main
+def evaluate(recipes):
+    return recipes["evaluate"].main
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +32,6 @@ def prms(tmp_path_factory):
         paths[name] = tmp_path_factory.mktemp("prm") / name
         prm_trainer(save_base(tmp_path_factory.mktemp("base"), seed), paths[name], ROWS, seed=seed).save_model()
     return paths
-
-
-def write_jsonl(path, rows):
-    opened = gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else open(path, "w", encoding="utf-8")
-    with opened as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def read_jsonl(path):
-    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -110,6 +90,19 @@ class TestFiles:
         assert evaluate(from_files(files, tmp_path / "o", files["good"], f"worst={files['bad']}")) == metrics
         other = evaluate([*from_files(files, tmp_path / "o", files["good"]), "--aggregation", "last"])
         assert other["aggregation"] == "last" and list(other["scorers"]) == ["good"]
+
+    def test_scores_that_are_no_probabilities(self, evaluate, files, tmp_path, capsys):
+        """They are compared, but not calibrated, and that is said on the terminal and in the report."""
+        for row in files["rows"]["bad"]:
+            row["step_scores"] = [[4 * score - 1 for score in steps] for steps in row["step_scores"]]
+        write_jsonl(Path(files["bad"]), files["rows"]["bad"])
+        metrics = evaluate(from_files(files, tmp_path / "o", files["good"], f"logits={files['bad']}"))
+        assert list(metrics["scorers"]) == ["good", "logits"] and list(metrics["calibration"]) == ["good"]
+        note = (
+            "'logits' has scores from -0.8 to 2.8, outside [0, 1], which are no probabilities: it has no calibration."
+        )
+        assert note in " ".join(capsys.readouterr().out.split())
+        assert note in html.unescape((tmp_path / "o" / "report.html").read_text("utf-8"))
 
     def test_aggregations_that_are_not_among_the_six(self, evaluate, files, tmp_path):
         arguments = from_files(files, tmp_path / "o", files["good"], files["bad"])
@@ -189,34 +182,85 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             evaluate(from_files(files, tmp_path / "o", files["good"]))
 
-    def test_a_failure_while_measuring(self, modules, evaluate, files, tmp_path, monkeypatch):
+    def test_a_failure_while_measuring(self, recipes, evaluate, files, tmp_path, monkeypatch):
         def fail(*args, **kwargs):
             raise RuntimeError("broken")
 
-        monkeypatch.setattr(modules["evaluate"], "calibrate_scorers", fail)
+        monkeypatch.setattr(recipes["evaluate"], "calibrate_scorers", fail)
         with pytest.raises(RuntimeError, match="broken"):
             evaluate(from_files(files, tmp_path / "o", files["good"]))
 
     def test_arguments_that_do_not_go_together(self, evaluate, files, tmp_path):
         out = ["--output_dir", str(tmp_path / "o")]
-        with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
+        with pytest.raises(ValueError, match="`prm_path` is missing: .* wrote, or the id of a published model"):
             evaluate(["--candidates", files["candidates"], *out])
         with pytest.raises(ValueError, match="`step_scores` goes with `candidates`, the file of what was scored"):
             evaluate(["--step_scores", files["good"], *out])
         with pytest.raises(ValueError, match="`step_scores` must give each a name of its own .*got 'good' for"):
             evaluate(from_files(files, tmp_path / "o", files["good"], f"good={files['bad']}"))
-        with pytest.raises(ValueError, match="`how` must be one of 'min'.*got 'minimum'"):
+        with pytest.raises(ValueError, match="`aggregation` must be one of 'min'.*got 'minimum'"):
             evaluate([*from_files(files, tmp_path / "o", files["good"]), "--aggregation", "minimum"])
         with pytest.raises(ValueError, match="`own_aggregations` must be written 'name=aggregation', got 'last'"):
             evaluate([*from_files(files, tmp_path / "o", files["good"]), "--own_aggregations", "last"])
+        with pytest.raises(
+            ValueError, match="`own_aggregations` must be one of 'min'.*got 'lost'. Did you mean 'last'"
+        ):
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--own_aggregations", "good=lost"])
         with pytest.raises(
             ValueError, match="`own_aggregations` must be one of 'good', got 'god'. Did you mean 'good'"
         ):
             evaluate([*from_files(files, tmp_path / "o", files["good"]), "--own_aggregations", "god=last"])
         with pytest.raises(ValueError, match=r"`prm_path` and `step_scores` .* names of their own, got \['good'\]"):
-            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--prm_path", "good=outputs/prm"])
+            evaluate([*from_files(files, tmp_path / "o", files["good"]), "--prm_path", "good=org/prm"])
         with pytest.raises(ValueError, match="`search_budgets` needs a policy and a PRM"):
             evaluate([*from_files(files, tmp_path / "o", files["good"]), "--search_budgets", "4"])
+        assert not (tmp_path / "o").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("--split_how", "newlines", "`split_how` must be one of 'newline', .* Did you mean 'newline'"),
+            ("--answer_how", "gsm8", "`answer_how` must be one of .* Did you mean 'gsm8k'"),
+            ("--search_budgets", "6", "`num_beams` must be a multiple of `beam_width`=4, got 6"),
+            ("--num_samples", "0", "`num_samples` must be at least 1, got 0"),
+            ("--scoring_batch_size", "0", "`scoring_batch_size` must be at least 1, got 0"),
+            ("--generation_batch_size", "0", "`generation_batch_size` must be at least 1, got 0"),
+            ("--max_completion_length", "0", "`max_completion_length` must be at least 1, got 0"),
+            ("--temperature", "-1", "`temperature` must be a finite number from 0 up, got -1"),
+            ("--seed", "-1", "`seed` must be a whole number from 0 up, got -1"),
+            ("--own_aggregations", "foo=min", "`own_aggregations` must be one of 'er', 'soft', .*got 'foo'"),
+        ],
+    )
+    def test_values_that_cannot_be(self, recipes, evaluate, tmp_path, monkeypatch, option, value, message):
+        """Said before the stages, which take minutes."""
+        monkeypatch.setattr(recipes["stages"], "prepare", None)
+        with pytest.raises(ValueError, match=message):
+            evaluate(["--task", "arithmetic", option, value, "--output_dir", str(tmp_path / "o")])
+
+    def test_files_that_do_not_exist(self, recipes, evaluate, files, prms, tmp_path, monkeypatch):
+        """Said before the stages, and by the name of the option."""
+        monkeypatch.setattr(recipes["stages"], "prepare", None)
+        arguments = ["--output_dir", str(tmp_path / "o"), "--prm_path", str(prms["er"])]
+        for task in ([], ["--task", "arithmetic"]):
+            with pytest.raises(FileNotFoundError, match="`candidates` must be an existing file, got 'no.jsonl'"):
+                evaluate([*arguments, *task, "--candidates", "no.jsonl"])
+            with pytest.raises(FileNotFoundError, match="`step_scores` must be an existing file, got 'no.jsonl'"):
+                evaluate([*arguments, *task, "--candidates", files["candidates"], "--step_scores", "a=no.jsonl"])
+
+    def test_an_aggregation_of_a_model_that_is_not_compared(self, recipes, evaluate, prms, tmp_path, monkeypatch):
+        """Of the models that are given, or of those of the embedded task."""
+        monkeypatch.setattr(recipes["stages"], "prepare", None)
+        arguments = ["--task", "arithmetic", "--output_dir", str(tmp_path / "o"), "--own_aggregations", "outcome=last"]
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):  # the stages are reached
+            evaluate(arguments)
+        with pytest.raises(ValueError, match="`own_aggregations` must be one of 'mine', got 'outcome'"):
+            evaluate([*arguments, "--prm_path", f"mine={prms['er']}"])
+
+    def test_a_prm_that_does_not_exist(self, evaluate, files, tmp_path):
+        """Said before the stages, and before anything is sampled or read."""
+        for source in (["--task", "arithmetic"], ["--candidates", files["candidates"]]):
+            with pytest.raises(FileNotFoundError, match="`prm_path` must be an existing directory .*got './no/prm'"):
+                evaluate([*source, "--prm_path", "er=./no/prm", "--output_dir", str(tmp_path / "o")])
         assert not (tmp_path / "o").exists()
 
     def test_a_model_without_prompts(self, evaluate, files, prms, tmp_path):
@@ -238,11 +282,11 @@ class TestBadInput:
 
 class TestEmbeddedTask:
     @pytest.fixture
-    def arguments(self, modules, tiny_policy, prms, tmp_path, monkeypatch):
+    def arguments(self, recipes, tiny_policy, prms, tmp_path, monkeypatch):
         task, policy = tiny_policy
-        stages = modules["stages"]
+        stages = recipes["stages"]
         prepared = stages.PreparedTask(task, Path(policy), tmp_path, prms["er"])
-        monkeypatch.setattr(stages, "prepare", lambda root, seed, last: prepared)
+        monkeypatch.setattr(stages, "prepare", lambda root, seed, recipe: prepared)
         monkeypatch.setattr(stages, "train_variants", lambda prepared, root, seed: prms)
         arguments = ["--config", str(stages.CONFIGS / "evaluate.yaml"), "--num_rows", "12", "--num_samples", "4"]
         return [*arguments, "--output_dir", str(tmp_path / "evaluation")]
@@ -295,35 +339,35 @@ class TestEmbeddedTask:
         with pytest.raises(ValueError, match=r"scores/er'? holds another run.*`prm` is"):
             evaluate([*arguments, "--prm_path", f"er={prms['soft']}"])
 
-    def test_one_process_reports(self, modules, evaluate, arguments, tmp_path, monkeypatch):
+    def test_one_process_reports(self, recipes, evaluate, arguments, tmp_path, monkeypatch):
         """The others took part in training what is compared, and are done."""
 
         class State:
             is_main_process, device = False, "cpu"
 
-        def prepare(root, seed, last):
+        def prepare(root, seed, recipe):
             State.is_main_process = True  # as a trainer leaves it, which was told of no other process
             return prepared
 
-        prepared = modules["stages"].prepare(None, 0, "")
-        monkeypatch.setattr(modules["stages"], "prepare", prepare)
-        monkeypatch.setattr(modules["evaluate"], "process_state", State)
+        prepared = recipes["stages"].prepare(None, 0, "")
+        monkeypatch.setattr(recipes["stages"], "prepare", prepare)
+        monkeypatch.setattr(recipes["evaluate"], "process_state", State)
         assert evaluate(arguments) == {}
         assert not (tmp_path / "evaluation").exists()
 
-    def test_without_arguments(self, modules, evaluate, tmp_path, monkeypatch):
+    def test_without_arguments(self, recipes, evaluate, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["evaluate.py"])
 
-        def prepare(root, seed, last):
-            raise InterruptedError(f"{root} {seed}")
+        def prepare(root, seed, recipe):
+            raise InterruptedError(f"{root} {seed} {recipe}")
 
-        monkeypatch.setattr(modules["stages"], "prepare", prepare)
-        with pytest.raises(InterruptedError, match="^outputs/arithmetic 0$"):
+        monkeypatch.setattr(recipes["stages"], "prepare", prepare)
+        with pytest.raises(InterruptedError, match="^outputs/arithmetic 0 evaluate$"):
             evaluate()
 
-    def test_variants_are_trained_from_the_same_labels(self, modules, tmp_path, monkeypatch):
-        stages, calls = modules["stages"], []
+    def test_variants_are_trained_from_the_same_labels(self, recipes, tmp_path, monkeypatch):
+        stages, calls = recipes["stages"], []
         monkeypatch.setattr(stages.prm, "main", calls.append)
         prepared = stages.PreparedTask(None, tmp_path / "policy", tmp_path / "labels", tmp_path / "prm")
         variants = stages.train_variants(prepared, tmp_path, seed=3)

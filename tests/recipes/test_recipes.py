@@ -1,12 +1,9 @@
 """The recipes, in this process and on tiny settings: each run and run again; every config parses."""
 
-import importlib
 import json
 import math
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,15 +14,14 @@ from peft import LoraConfig
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from tests.recipes.commands import FAST, NAMES, RECIPES, read_jsonl, write_jsonl
 from tests.rollout.servers import StubServer
-from tests.tiny import CAUSAL, prm_trainer, save_base
+from tests.tiny import CAUSAL, prm_trainer
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import StrictParser
 from trl_erprm.rollout.transformers_engine import TransformersEngine
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CONFIGS = sorted(RECIPES.glob("configs/*/*.yaml"))
-NAMES = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "stages")
 GSM8K_ROWS = [
     {
         "question": "Natalia sold clips to 48 of her friends in April, and then half as many in May. How many in all?",
@@ -34,18 +30,6 @@ GSM8K_ROWS = [
     {"question": "Weng earns $12 an hour. She worked 50 minutes. How much?", "answer": "12/60*50 = 10.\n#### 10"},
     {"question": "A robe takes 2 bolts of blue and half that of white. How many?", "answer": "2/2=1\n2+1=3\n#### 3"},
 ]
-CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
-FAST = [*CPU, "--activation_checkpointing", "false"]
-
-
-@pytest.fixture(scope="module")
-def recipes():
-    """The modules of the recipes, imported as `python recipes/x.py` finds them: from their own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(RECIPES))
-        yield {name: importlib.import_module(name) for name in ("stages", *NAMES)}
-        for name in ("stages", *NAMES):
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +53,6 @@ def policy(tmp_path_factory) -> str:
     )
     Qwen2ForCausalLM(config).save_pretrained(path)
     return str(path)
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def read_jsonl(path):
-    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
 def label_arguments(policy, data, output_dir, *more):
@@ -329,33 +304,16 @@ class TestPRM:
         assert steps == [] and (tmp_path / "prm" / "metrics.json").exists()
 
 
-@pytest.fixture(scope="module")
-def prm_path(tmp_path_factory):
-    """A PRM of random weights for the embedded task."""
-    base = save_base(tmp_path_factory.mktemp("base"))
-    path = tmp_path_factory.mktemp("prm")
-    rows = [{"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [1.0, 1.0]}]
-    prm_trainer(base, path, rows).save_model()
-    return path
-
-
 class TestRFT:
-    def test_the_embedded_task(self, recipes, tiny_policy, prm_path, tmp_path, monkeypatch, capsys):
+    def test_the_embedded_task(self, recipes, tiny_policy, stages_asked_for, tmp_path, capsys):
         """`rft.py` with its own config, from stages that were made before."""
-        task, policy = tiny_policy
-        stages = recipes["stages"]
-        asked = []
-
-        def prepare(root, seed):
-            asked.append((root, seed))
-            return stages.PreparedTask(task, Path(policy), tmp_path, prm_path)
-
-        monkeypatch.setattr(stages, "prepare", prepare)
-        arguments = ["--config", str(stages.CONFIGS / "rft.yaml"), "--output_dir", str(tmp_path / "run" / "rft")]
+        task, _ = tiny_policy
+        config = recipes["stages"].CONFIGS / "rft.yaml"
+        arguments = ["--config", str(config), "--output_dir", str(tmp_path / "run" / "rft")]
         arguments += ["--num_rows", "32", "--num_eval_rows", "10", "--num_iterations", "1", "--use_cpu", "true"]
         recipes["rft"].main([*arguments, "--disable_tqdm", "true"])
         output = capsys.readouterr().out
-        assert asked == [(tmp_path / "run", 0)]
+        assert stages_asked_for == [(tmp_path / "run", 0, "rft")]
         assert "Policy: " in output and "greedy" in output.lower() and "majority" in output.lower()
         assert (tmp_path / "run" / "rft" / "iterations.png").read_bytes()[:4] == b"\x89PNG"
         assert (tmp_path / "run" / "rft" / "model.safetensors").exists()
@@ -365,18 +323,6 @@ class TestRFT:
         for sample in samples:  # malformed solutions do not compete
             prompt = task.problems("train")[sample["index"]]
             assert sample["score"] is None or task.is_well_formed(prompt, sample["completion"].splitlines())
-
-    def test_without_arguments(self, recipes, tmp_path, monkeypatch):
-        """No arguments are the config of the embedded task; its outputs go under the current directory."""
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["rft.py"])
-
-        def prepare(root, seed):
-            raise InterruptedError(str(root))
-
-        monkeypatch.setattr(recipes["stages"], "prepare", prepare)
-        with pytest.raises(InterruptedError, match="^outputs/arithmetic$"):
-            recipes["rft"].main()
 
     def test_own_prompts(self, recipes, tiny_policy, prm_path, tmp_path):
         task, policy = tiny_policy
@@ -400,12 +346,6 @@ class TestRFT:
         )  # fmt: skip
         samples = pq.read_table(tmp_path / "rft" / "iteration-1" / "samples.parquet").to_pylist()
         assert [sample["index"] for sample in samples] == [i for i in range(len(GSM8K_ROWS)) for _ in range(8)]
-
-    def test_prm_path_is_needed(self, recipes, tiny_policy, tmp_path):
-        prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1+1\n", "answer": "2"}])
-        with pytest.raises(ValueError, match="`prm_path` is missing: the directory that `recipes/prm.py` wrote"):
-            arguments = ["--model_name_or_path", tiny_policy[1], "--dataset_path", prompts]
-            recipes["rft"].main([*arguments, "--output_dir", str(tmp_path / "rft"), *FAST])
 
     @pytest.mark.parametrize("options", [[], ["--load_in_4bit", "true", "--dtype", "float32"]], ids=["lora", "qlora"])
     def test_one_base_for_policy_and_prm(self, recipes, tiny_policy, tmp_path, options):

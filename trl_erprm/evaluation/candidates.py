@@ -29,9 +29,11 @@ from typing import Any
 import numpy as np
 
 from ..steps import step_texts
-from ..verify import check_answer_convention, extract_answer, verify_answer
+from ..verify import arithmetic_value, check_answer_convention, extract_answer, verify_answer
+from ..wording import counted
 
 __all__ = [
+    "FILE_FORMATS",
     "CandidatePool",
     "StepScores",
     "answer_classes",
@@ -46,7 +48,8 @@ __all__ = [
 StepScores = Sequence[Sequence[Sequence[float] | None]]
 """For every candidate of every problem a score a step; `None` where a candidate was not scored."""
 
-_FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
+FILE_FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
+"""Endings of the files that are read."""
 
 _AS_WRITTEN = {"arithmetic": "#{}", "gsm8k": "#### {}"}  # conventions that not every answer fits
 
@@ -163,7 +166,7 @@ def make_pool(
 
     ```
     """
-    check_answer_convention(answer_how)
+    check_answer_convention(answer_how, "answer_how")
     if not rows:
         raise ValueError(f"{name} must hold at least one problem, got none. Check the path, and what wrote the file.")
     ids = [row.get("problem_id") for row in rows]
@@ -209,8 +212,8 @@ def answer_classes(answers: Sequence[str | None], answer_how: str = "auto") -> l
         answers (`Sequence[str | None]`):
             Final answers of the candidates of one problem, as [`extract_answer`] gives them.
         answer_how (`str`, *optional*, defaults to `"auto"`):
-            How they were read: integers compare as such with `"arithmetic"`, numbers without their unit with
-            `"gsm8k"`, and everything as [`verify_answer`] does otherwise.
+            How they were read: integers and letters compare as such with `"arithmetic"`, numbers without their unit
+            with `"gsm8k"`, and everything as [`verify_answer`] does otherwise.
 
     Returns:
         `list[int | None]`: numbers from 0 in the order in which the answers are first seen; `None` for `None`.
@@ -258,7 +261,8 @@ def read_step_scores(path: str | os.PathLike[str], pool: CandidatePool) -> list[
     """
     name, rows = str(path), _read_rows(path)
     if not rows:
-        raise ValueError(f"{name} must hold the scores of {pool.num_problems} problems, got none: it is empty.")
+        scored = counted(pool.num_problems, "problem")
+        raise ValueError(f"{name} must hold the scores of {scored}, got none: it is empty.")
     for row, scored in enumerate(rows):
         if not isinstance(scored.get("step_scores"), list):
             raise ValueError(
@@ -347,14 +351,15 @@ def pool_notes(pool: CandidatePool) -> list[str]:
     unread = [row for row, classes in enumerate(pool.classes) if None in classes]
     if unread:
         number = sum(classes.count(None) for classes in pool.classes)
+        have, cast = ("has", "it casts") if number == 1 else ("have", "they cast")
         notes.append(
-            f"{number} of {pool.is_correct.size} candidates have no readable answer ({_rows_named(pool, unread)}): "
-            "they cast no vote."
+            f"{number} of {pool.is_correct.size} candidates {have} no readable answer ({_rows_named(pool, unread)}): "
+            f"{cast} no vote."
         )
     torn = [row for row in range(pool.num_problems) if _verdicts_differ(pool.classes[row], pool.is_correct[row])]
     if torn:
         notes.append(
-            f"In {len(torn)} {'problem' if len(torn) == 1 else 'problems'} ({_rows_named(pool, torn)}) candidates "
+            f"In {counted(len(torn), 'problem')} ({_rows_named(pool, torn)}) candidates "
             "with equal answers have different verdicts: a vote for such an answer is judged by its first voter."
         )
     return notes
@@ -376,9 +381,11 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) 
 def _read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} must be a file ({', '.join(_FORMATS)}), but there is none.")
-    if not path.name.endswith(_FORMATS):
-        raise ValueError(f"{str(path)!r} must end with one of {', '.join(_FORMATS)}. Convert the file, or rename it.")
+        raise FileNotFoundError(f"{str(path)!r} must be a file ({', '.join(FILE_FORMATS)}), but there is none.")
+    if not path.name.endswith(FILE_FORMATS):
+        raise ValueError(
+            f"{str(path)!r} must end with one of {', '.join(FILE_FORMATS)}. Convert the file, or rename it."
+        )
     if path.suffix == ".parquet":
         return _read_parquet(path)
     return list(_read_jsonl(path))
@@ -474,7 +481,7 @@ def _read_problem(problem: Mapping[str, Any], where: str, answer_how: str, split
 
 def _are_equal(answer: str, other: str, answer_how: str) -> bool:
     if answer_how == "arithmetic":
-        return int(answer) == int(other)
+        return arithmetic_value(answer) == arithmetic_value(other)
     if answer_how == "gsm8k":
         return verify_answer(f"#### {answer}", other, how="gsm8k") is True
     return verify_answer(f"\\boxed{{{answer}}}", other, how="boxed") is True
@@ -516,8 +523,8 @@ def _check_number_of_rows(name: str, number: int, pool: CandidatePool, missing: 
     if number != pool.num_problems or missing:
         lacks = f" It lacks {_listed(missing)}." if missing else ""
         raise ValueError(
-            f"{name} must hold one row for each of {pool.num_problems} problems, got {number}.{lacks} Give the file "
-            "that was made from these candidates."
+            f"{name} must hold one row for each of {counted(pool.num_problems, 'problem')}, got {number}.{lacks} Give "
+            "the file that was made from these candidates."
         )
 
 

@@ -1,7 +1,8 @@
 """Scorers compared on one pool of candidates: every number of a best-of-n report, with intervals.
 
 [`compare_scorers`] gives plain JSON: `metrics.json` is it, and the report shows it. [`calibrate_scorers`] adds how far
-step scores are from the success probabilities that these candidates show.
+step scores are from the success probabilities that these candidates show, [`judge_scorers`] what they say of single
+steps, and [`compare_search`] what search with a scorer costs and is worth beside best of n.
 
     num_problems, num_candidates, aggregation, notes
     random, majority, oracle                                  a curve each
@@ -19,7 +20,7 @@ each aggregation, and, where some scorer has one of its own, with each by its ow
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -32,8 +33,21 @@ from .calibration import measure_calibration
 from .candidates import CandidatePool, StepScores, check_step_scores, pool_notes
 from .curves import MAX_SUBSETS, best_of_n_curves, majority_curves, pass_at_n_curves
 from .paired import NUM_RESAMPLES, bootstrap_intervals, mcnemar
+from .processbench import JudgedRow, measure_judged_rows
+from .search import CurvePoint, best_of_n_curve
+from .step_pairs import step_pair_accuracy
 
-__all__ = ["MAJORITY", "WEIGHTED", "aggregated_scores", "calibrate_scorers", "compare_scorers", "headline_pairs"]
+__all__ = [
+    "MAJORITY",
+    "WEIGHTED",
+    "aggregated_scores",
+    "calibrate_scorers",
+    "calibration_notes",
+    "compare_scorers",
+    "compare_search",
+    "headline_pairs",
+    "judge_scorers",
+]
 
 MAJORITY = "majority vote"
 WEIGHTED = "{scorer}, weighted vote"
@@ -105,7 +119,7 @@ def compare_scorers(
     if not step_scores:
         raise ValueError("`step_scores` must hold at least one scorer, got none.")
     for how in aggregations:
-        check_aggregation(how)
+        check_aggregation(how, argument="aggregations")
     names, own_aggregations = list(step_scores), own_aggregations or {}
     for how in (aggregation, *own_aggregations.values()):
         if how not in aggregations:
@@ -202,7 +216,7 @@ def calibrate_scorers(
     Returns:
         `dict`: by scorer the `eta` that was taken back, and fields of [`~evaluation.calibration.Calibration`] as plain
         JSON, `bins` (of equal mass) in place of the diagrams. A scorer whose scores leave [0, 1], or that scored
-        nothing, is left out.
+        nothing, is left out; [`calibration_notes`] says which.
 
     Raises:
         ValueError: if step scores do not fit the pool, with the name of the scorer and the row.
@@ -222,8 +236,8 @@ def calibrate_scorers(
     problems = [row for row in range(pool.num_problems) for _ in range(pool.num_candidates)]
     for name, of_scorer in step_scores.items():
         flat = [scores for problem in check_step_scores(of_scorer, pool, name) for scores in problem]
-        scored = [scores for scores in flat if scores is not None]
-        if not scored or any(not 0 <= score <= 1 for scores in scored for score in scores):
+        scores_range = _range(of_scorer)
+        if scores_range is None or scores_range[0] < 0 or scores_range[1] > 1:
             continue
         outcomes = [
             [float(is_right)] * len(scores or ())
@@ -242,6 +256,157 @@ def calibrate_scorers(
             "bins": [of_bin._asdict() for of_bin in found.equal_mass],
         }
     return results
+
+
+def calibration_notes(step_scores: Mapping[str, StepScores]) -> list[str]:
+    """Which scorers [`calibrate_scorers`] leaves out, why, and what to do about it.
+
+    Example:
+
+    ```python
+    >>> calibration_notes({"prm": [[[0.9], [0.2]]], "logits": [[[3.0], [-1.25]]]})
+    ["'logits' has scores from -1.25 to 3, outside [0, 1], which are no probabilities: it has no calibration. If they
+    are logits, give their sigmoid."]
+
+    ```
+    """
+    notes = []
+    for name, of_scorer in step_scores.items():
+        scores_range = _range(of_scorer)
+        if scores_range is None:
+            notes.append(f"{name!r} has no score of any candidate: it has no calibration.")
+        elif scores_range[0] < 0 or scores_range[1] > 1:
+            low, high = scores_range
+            notes.append(
+                f"{name!r} has scores from {low:.3g} to {high:.3g}, outside [0, 1], which are no probabilities: it "
+                "has no calibration. If they are logits, give their sigmoid."
+            )
+    return notes
+
+
+def judge_scorers(
+    pool: CandidatePool,
+    step_scores: Mapping[str, StepScores],
+    check_steps: Callable[[Any, list[str]], list[bool]],
+) -> dict[str, dict[str, Any]]:
+    """What step scores say of single steps, against verdicts on these steps.
+
+    Args:
+        pool ([`CandidatePool`]):
+            The candidates.
+        step_scores (`Mapping[str, StepScores]`):
+            Step scores of each scorer by its name, of the shape of the pool. Candidates without scores are left out.
+        check_steps (`Callable`):
+            `check_steps(prompt, steps) -> list[bool]`: whether each step is right, such as
+            [`ArithmeticTask.check_steps`].
+
+    Returns:
+        `dict`: by scorer, as plain JSON; `None` where these candidates do not tell:
+
+        - `step_pair_accuracy`, `num_step_pairs`: of [`step_pair_accuracy`].
+        - `first_error_f1` (mean and interval), `error_found`, `no_error_seen`, `threshold`: ProcessBench's F1 of
+          first errors and its two accuracies, measured on the second half of the problems with the threshold that is
+          best on the first half.
+
+    Raises:
+        ValueError: if step scores do not fit the pool, with the name of the scorer and the row.
+
+    Example:
+
+    ```python
+    >>> from trl_erprm.evaluation.candidates import make_pool
+    >>> row = {"prompt": "1+1", "answer": "2", "candidates": ["1+1=2\\n#2", "1+1=3\\n#3"]}
+    >>> pool, scores = make_pool([row], "arithmetic"), {"a": [[[0.9, 0.8], [0.3, 0.1]]]}
+    >>> found = judge_scorers(pool, scores, lambda prompt, steps: ["3" not in step for step in steps])
+    >>> found["a"]["step_pair_accuracy"], found["a"]["num_step_pairs"], found["a"]["first_error_f1"]
+    (1.0, 2, None)
+
+    ```
+    """
+    return {
+        name: _judge_scorer(pool, check_step_scores(of_scorer, pool, name), check_steps)
+        for name, of_scorer in step_scores.items()
+    }
+
+
+def _judge_scorer(
+    pool: CandidatePool, step_scores: StepScores, check_steps: Callable[[Any, list[str]], list[bool]]
+) -> dict[str, Any]:
+    judged = [(i, j) for i, of_problem in enumerate(step_scores) for j, s in enumerate(of_problem) if s is not None]
+    prompts, steps = [pool.prompts[i] for i, _ in judged], [pool.steps[i][j] for i, j in judged]
+    scores = [step_scores[i][j] for i, j in judged]
+    is_right = [check_steps(prompt, of_one) for prompt, of_one in zip(prompts, steps, strict=True)]
+    is_prefix_right = [[all(of_one[: k + 1]) for k in range(len(of_one))] for of_one in is_right]
+    pair_accuracy, num_pairs = step_pair_accuracy(prompts, steps, scores, is_prefix_right)
+    # One half of the problems chooses the threshold for the other.
+    halves = ["chosen on" if i < pool.num_problems // 2 else "measured on" for i, _ in judged]
+    rows = [
+        JudgedRow(str(k), prompt, of_one, [float(right) for right in verdicts], half)
+        for k, (prompt, of_one, verdicts, half) in enumerate(zip(prompts, steps, is_right, halves, strict=True))
+    ]
+    measures = {"step_pair_accuracy": pair_accuracy if num_pairs else None, "num_step_pairs": num_pairs}
+    kinds = {half: {all(v) for v, other in zip(is_right, halves, strict=True) if other == half} for half in halves}
+    if kinds.get("chosen on") != {True, False} or kinds.get("measured on") != {True, False}:
+        return measures | dict.fromkeys(("first_error_f1", "error_found", "no_error_seen", "threshold"))
+    found = measure_judged_rows(rows, scores, threshold_on="chosen on")["measured on"].first_errors
+    return measures | {
+        "first_error_f1": list(found.f1),
+        "error_found": found.accuracy_erroneous.mean,
+        "no_error_seen": found.accuracy_correct.mean,
+        "threshold": found.threshold,
+    }
+
+
+def compare_search(
+    found: Sequence[CurvePoint], pool: CandidatePool, step_scores: StepScores, aggregation: str = "min"
+) -> list[dict[str, Any]]:
+    """Points of best of n from a pool, and of search on the same problems with the same scorer.
+
+    Args:
+        found (`Sequence[CurvePoint]`):
+            What [`~evaluation.search.search_curve`] gives.
+        pool ([`CandidatePool`]):
+            Candidates of the same policy, with the tokens that each took.
+        step_scores (`StepScores`):
+            Their step scores by the PRM that searched, of the shape of the pool.
+        aggregation (`str`, *optional*, defaults to `"min"`):
+            The aggregation that pruned. Default: that of [`~evaluation.search.beam_search`].
+
+    Returns:
+        `list[dict]`: for [`~evaluation.plots.plot_search`]; best of n at every power of two first. Of each point
+        `method`, `n`, `num_tokens` (a problem, mean), and `accuracy` with its interval, `low` and `high`.
+
+    Raises:
+        ValueError: if the pool does not say what its candidates took.
+
+    Example:
+
+    ```python
+    >>> from trl_erprm.evaluation.candidates import make_pool
+    >>> candidates = [{"completion": "#2", "num_tokens": 2}, {"completion": "#3", "num_tokens": 4}]
+    >>> pool = make_pool([{"answer": "2", "candidates": candidates}], "arithmetic")
+    >>> points = compare_search([CurvePoint("beam_search", 4, (1.0, 0.2, 1.0), 40.0, 8.0)], pool, [[[0.9], [0.1]]])
+    >>> [(point["method"], point["n"], point["num_tokens"], point["accuracy"]) for point in points]
+    [('best of n', 1, 3.0, 0.5), ('best of n', 2, 6.0, 1.0), ('beam search', 4, 40.0, 1.0)]
+
+    ```
+    """
+    if pool.num_tokens is None:
+        raise ValueError(
+            "The candidates must say how many tokens each took (`num_tokens`), got a pool in which some do not: "
+            "search and best of n are compared at equal cost. Sample them with `sample_candidates`."
+        )
+    sizes = [2**k for k in range(pool.num_candidates.bit_length())]
+    scores = aggregated_scores(step_scores, aggregation).tolist()
+    return [
+        {
+            "method": point.method.replace("_", " "),
+            "n": point.num_beams,
+            "num_tokens": point.tokens,
+            **dict(zip(("accuracy", "low", "high"), point.accuracy, strict=True)),
+        }
+        for point in [*best_of_n_curve(scores, pool.is_correct.tolist(), pool.num_tokens, sizes), *found]
+    ]
 
 
 def aggregated_scores(step_scores: StepScores, how: str) -> np.ndarray:
@@ -289,6 +454,12 @@ def headline_pairs(metrics: Mapping[str, Any], n: int | None = None) -> list[dic
         for pair in metrics["pairs"]
         if pair["aggregation"] == family
     ]
+
+
+def _range(step_scores: StepScores) -> tuple[float, float] | None:
+    """Lowest and highest score of a scorer; `None` where it scored nothing."""
+    found = [score for problem in step_scores for scores in problem for score in scores or ()]
+    return (min(found), max(found)) if found else None
 
 
 def _summary(curve: _Curve) -> dict[str, list[float]]:

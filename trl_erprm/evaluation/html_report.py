@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..wording import counted
 from .comparison import MAJORITY, headline_pairs
 from .paired import holm
 from .plots import plot_accuracy_curves, plot_reliability, plot_search
@@ -85,12 +86,13 @@ def html_report(metrics: Mapping[str, Any], images: Mapping[str, bytes], title: 
     exceptions = "".join(f" {_text(name)}: by {how}." for name, how in owns.items() if how != aggregation)
     body = [
         f"<h1>{_text(title)}</h1>",
-        f"<p>{metrics['num_problems']:,} problems, {n} candidates each, {_listed(metrics['scorers'])}. Intervals are "
-        "95 %, over problems.</p>",
+        f"<p>{counted(metrics['num_problems'], 'problem')}, {counted(n, 'candidate')} each, "
+        f"{counted(len(metrics['scorers']), 'scorer')}. Intervals are 95 %, over problems.</p>",
         *(f'<p class="note">{_text(note)}</p>' for note in metrics["notes"]),
         _section(
             f"Best of {n}",
-            f"Accuracy when one of {n} candidates is chosen, by {aggregation} of its step scores.{exceptions}",
+            f"Accuracy when one of {counted(n, 'candidate')} is chosen, by {aggregation} of its step "
+            f"scores.{exceptions}",
             _method_table(metrics),
             _image(images, "best_of_n", "Accuracy against the number of candidates, for each scorer"),
         ),
@@ -328,11 +330,11 @@ def _methods(metrics: Mapping[str, Any]) -> str:
         "A candidate without score is never chosen before one that has one, and counts as wrong. An answer that "
         "cannot be read casts no vote.",
         "Intervals of one accuracy are Wilson's, for problems as clusters; of a difference, percentile bootstrap. "
-        "Where two never differ, its width is 0, which is not certainty: up to 3 in "
-        f"{metrics['num_problems']:,} problems of this kind may still tell them apart (95 %).",
+        f"Where two never differ, its width is 0, which is not certainty: up to {min(3, metrics['num_problems'])} in "
+        f"{counted(metrics['num_problems'], 'problem')} of this kind may still tell them apart (95 %).",
         "p is McNemar's test on the first n candidates, one outcome a problem.",
     ]
-    items += [f"{_text(name)}: {number:,} candidates without a score." for name, number in unscored.items()]
+    items += [f"{_text(name)}: {counted(number, 'candidate')} without a score." for name, number in unscored.items()]
     items += [f"{_text(key)}: {_text(value)}" for key, value in metrics.get("settings", {}).items()]
     entries = "".join(f"<li>{item}</li>" for item in items)
     return _details("How these numbers are made", f"<ul>{entries}</ul>")
@@ -386,10 +388,6 @@ def _image(images: Mapping[str, bytes], name: str, description: str) -> str:
 
 def _aggregations(metrics: Mapping[str, Any]) -> list[str]:
     return list(next(iter(metrics["scorers"].values()))["aggregations"])
-
-
-def _listed(scorers: Mapping[str, Any]) -> str:
-    return "1 scorer" if len(scorers) == 1 else f"{len(scorers)} scorers"
 
 
 def _text(value: object) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..wording import counted
 from .report import RFT_METRICS, check_rft_rows
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _draw_rft_iterations(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
     title = "Accuracy by iteration of rejection-sampling fine-tuning"
     figure.text(0.03, 0.945, title, fontsize=13.5, weight="bold", color=_TEXT, va="center")
-    note = f"{rows[-1]['num_problems']} held-out problems, n = {rows[-1]['n']} completions each"
+    note = f"{counted(rows[-1]['num_problems'], 'held-out problem')}, n = {counted(rows[-1]['n'], 'completion')} each"
     if band:
         note += "; shaded: 95 % interval of the sampled accuracy"
     figure.text(0.03, 0.893, note, fontsize=10, color=_MUTED, va="center")

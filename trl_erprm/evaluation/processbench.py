@@ -25,7 +25,6 @@ Exit code: 0, or 2 for a wrong argument or row, with the number of the row. Then
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -40,7 +39,7 @@ from datasets.exceptions import DatasetsError
 from rich.console import Console
 from rich.table import Table
 
-from ..arguments import process_state
+from ..arguments import check_path_or_id, process_state
 from ..data import load_rows, to_stepwise_rows
 from ..manifest import write_atomically
 from ..parsing import StrictParser
@@ -429,6 +428,8 @@ class ProcessBenchArguments:
     def __post_init__(self):
         if (self.prm is None) == (self.scores is None):
             raise ValueError("Give either `prm`, a model that scores the rows, or `scores`, a file with their scores.")
+        if self.prm is not None:
+            check_path_or_id(self.prm, "prm")
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"`num_rows` must be at least 1, got {self.num_rows}. Leave it out for all rows.")
 
@@ -445,15 +446,10 @@ def _load(args: ProcessBenchArguments) -> list[JudgedRow]:
     return rows
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults, and the description as it is written."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     disable_progress_bars()
     how = {"prog": "python -m trl_erprm.evaluation.processbench", "description": __doc__}
-    how["formatter_class"] = _HelpFormatter
     try:
         [args] = StrictParser(ProcessBenchArguments, **how).parse_args_and_config(argv)
         rows = _load(args)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ..wording import counted
 from .best_of_n import clustered_interval
 
 _ACCURACY = "eval_rewards/answer_reward/mean"
@@ -45,7 +46,7 @@ def reinforcement_table(log_history: Sequence[Mapping[str, Any]], num_problems: 
             "and give the trainer an `eval_dataset`."
         )
     samples = "one sample" if num_samples == 1 else f"{num_samples} samples"
-    table = Table(title=f"{num_problems} held-out problems, {samples} each")
+    table = Table(title=f"{counted(num_problems, 'held-out problem')}, {samples} each")
     for name in ("step", "accuracy [95 %]", "process reward", "tokens"):
         table.add_column(name, justify="right")
     for step, entry in sorted(rows.items()):

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ..wording import counted
 from .comparison import MAJORITY, headline_pairs
 from .paired import holm
 
@@ -60,7 +61,7 @@ def rft_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     n = rows[0]["n"]
     table = Table(
         title="Accuracy by iteration, in per cent",
-        caption=f"{rows[0]['num_problems']} held-out problems; in brackets: 95 % interval",
+        caption=f"{counted(rows[0]['num_problems'], 'held-out problem')}; in brackets: 95 % interval",
     )
     table.add_column("Iteration", justify="right", no_wrap=True)
     for name in RFT_METRICS.values():
@@ -103,7 +104,7 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     against_majority = {pair["first"]: (pair, p_value) for pair, p_value in zip(pairs, corrected, strict=True)}
     table = Table(
         title=f"Best of {n} by {how} of the step scores, in per cent",
-        caption=f"{metrics['num_problems']:,} problems; in brackets: 95 % interval",
+        caption=f"{counted(metrics['num_problems'], 'problem')}; in brackets: 95 % interval",
     )
     table.add_column("Chosen by", overflow="fold")
     for heading in ("Right", "Points above\nmajority vote", "p (Holm)"):

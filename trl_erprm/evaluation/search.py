@@ -64,6 +64,7 @@ __all__ = [
     "StepScorer",
     "beam_search",
     "best_of_n_curve",
+    "check_beams",
     "diverse_verifier_tree_search",
     "search_curve",
 ]
@@ -210,7 +211,7 @@ def beam_search(
 
     ```
     """
-    _check_beams(num_beams, beam_width)
+    check_beams(num_beams, beam_width)
     return _search(engine, prm, prompts, options, 1, num_beams // beam_width, beam_width, **how)
 
 
@@ -227,7 +228,7 @@ def diverse_verifier_tree_search(
 
     Args and returns are those of [`beam_search`].
     """
-    _check_beams(num_beams, beam_width)
+    check_beams(num_beams, beam_width)
     return _search(engine, prm, prompts, options, num_beams // beam_width, 1, beam_width, **how)
 
 
@@ -271,7 +272,7 @@ def search_curve(
     for method in methods:
         check_choice("methods", method, SEARCH_METHODS)
     for budget in budgets:
-        _check_beams(budget, beam_width)
+        check_beams(budget, beam_width)
     points = []
     for method in methods:
         search = beam_search if method == "beam_search" else diverse_verifier_tree_search
@@ -390,7 +391,7 @@ def _search(
     is_well_formed: Callable[[Prompt, list[str]], bool] | None = None,
 ) -> list[SearchResult]:
     """Both methods: `num_trees` trees a problem, of which each keeps `num_kept` beams."""
-    check_aggregation(aggregation)
+    check_aggregation(aggregation, argument="aggregation")
     check_choice("split_how", split_how, STEP_SEPARATORS)
     for name, value in (("max_steps", max_steps), ("max_step_tokens", max_step_tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -579,7 +580,8 @@ class _StepSampler:
         return completions
 
 
-def _check_beams(num_beams: int, beam_width: int) -> None:
+def check_beams(num_beams: int, beam_width: int = 4) -> None:
+    """Raises `ValueError` unless a search of `num_beams` keeps a whole number of beams, of [`beam_search`]'s width."""
     for name, value in (("num_beams", num_beams), ("beam_width", beam_width)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a whole number from 1 up, got {value!r}. Pass at least 1.")

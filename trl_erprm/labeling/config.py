@@ -199,8 +199,8 @@ class LabelingConfig:
                     "`eta` must be a number with `label_tolerance`, got 'auto'. Adaptive rollouts stop by the label "
                     "at this eta: choose one first, on a run with a fixed number of rollouts."
                 )
-        check_split_mode(self.split_how)
-        check_answer_convention(self.verify_how)
+        check_split_mode(self.split_how, "split_how")
+        check_answer_convention(self.verify_how, "verify_how")
         if not isinstance(self.step_separator, str) or not self.step_separator:
             raise ValueError(
                 f"`step_separator` must be a text that is not empty, got {self.step_separator!r}. Without one, the "

@@ -34,7 +34,7 @@ class AnswerReward:
     __name__ = "answer_reward"  # TRL names the logged metric after it
 
     def __init__(self, answer_how: str = "auto", answer_column: str = "answer"):
-        check_answer_convention(answer_how)
+        check_answer_convention(answer_how, "answer_how")
         self.answer_how = answer_how
         self.answer_column = answer_column
 

@@ -16,7 +16,6 @@ argument, no such file, no such model.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from datasets.exceptions import DatasetsError
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..arguments import check_path_or_id
 from ..choices import check_choice
 from ..data import load_rows, to_prompt_rows, to_stepwise_rows
 from ..evaluation.best_of_n import Estimate
@@ -38,6 +38,7 @@ from ..prm.formats import Prompt
 from ..prm.scorer import ProcessRewardModel
 from ..steps import check_split_mode, step_texts
 from ..verify import check_answer_convention
+from ..wording import counted
 from .guards import StepGuards, are_fillers, characters_per_step
 from .perturbations import FILLER, PERTURBATIONS, join_as, perturb
 from .process_reward import ProcessReward, completion_text
@@ -129,8 +130,8 @@ class HackingReport:
         """One table an aggregation, and what pays."""
         console = console or Console(highlight=False)
         console.print(
-            f"{self.num_solutions:,} solutions ({self.num_unscored:,} more could not be scored); the guards reject "
-            f"{self.num_rejected:,} as they are: {self.guards.settings or 'none'}"
+            f"{counted(self.num_solutions, 'solution')} ({self.num_unscored:,} more could not be scored); the guards "
+            f"reject {self.num_rejected:,} as they are: {self.guards.settings or 'none'}"
         )
         for aggregation, mean_score in self.mean_scores.items():
             self._print_table(console, aggregation, mean_score)
@@ -211,7 +212,7 @@ def hacking_report(
     for name in names:
         check_choice("perturbations", name, PERTURBATIONS)
     for aggregation in aggregations:
-        check_aggregation(aggregation)
+        check_aggregation(aggregation, argument="aggregations")
     prompts, texts = list(prompts), [completion_text(completion) for completion in completions]
     if isinstance(process_reward, ProcessReward):
         guarded = process_reward
@@ -389,10 +390,11 @@ class HackingReportArguments:
     batch_size: int = field(default=32, metadata={"help": "Solutions a forward pass."})
 
     def __post_init__(self):
-        check_split_mode(self.split_how)
-        check_answer_convention(self.answer_how)
+        check_path_or_id(self.prm_path, "prm_path")
+        check_split_mode(self.split_how, "split_how")
+        check_answer_convention(self.answer_how, "answer_how")
         for aggregation in self.aggregations:
-            check_aggregation(aggregation)
+            check_aggregation(aggregation, argument="aggregations")
 
 
 def read_solutions(args: HackingReportArguments) -> tuple[list[Prompt], list[str]]:
@@ -426,16 +428,10 @@ def _stepwise_solutions(rows: Dataset, columns: set[str], split_how: str) -> tup
     return list(rows["prompt"]), [join_as(steps, split_how) if steps else "" for steps in rows["completions"]]
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults, and the description as it is written."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     disable_progress_bars()
-    how = {
-        "prog": "python -m trl_erprm.policy.hacking_report", "description": __doc__, "formatter_class": _HelpFormatter
-    }  # fmt: skip
+    how = {"prog": "python -m trl_erprm.policy.hacking_report", "description": __doc__}
     try:
         args, guards = StrictParser((HackingReportArguments, StepGuards), **how).parse_args_and_config(argv)
         prompts, texts = read_solutions(args)

@@ -60,7 +60,7 @@ def join_as(steps: Steps, split_how: str) -> str:
 
     ```
     """
-    check_split_mode(split_how)
+    check_split_mode(split_how, "split_how")
     if split_how == "newline":
         return "\n".join(steps)
     if split_how == "blank_line":

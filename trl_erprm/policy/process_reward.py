@@ -169,9 +169,9 @@ class ProcessReward:
         name: str = "process_reward",
     ):
         # A misspelt option is an error now, not after an hour of sampling.
-        check_aggregation(aggregation)
-        check_split_mode(split_how)
-        check_answer_convention(answer_how)
+        check_aggregation(aggregation, argument="aggregation")
+        check_split_mode(split_how, "split_how")
+        check_answer_convention(answer_how, "answer_how")
         if combine is not None:
             check_choice("combine", combine, COMBINATIONS)
         if not 0 <= answer_weight <= 1:

@@ -209,7 +209,7 @@ vllm_tensor_parallel_size, vllm_gpu_memory_utilization, vllm_max_model_length, v
                 raise ValueError(f"`{name}` must be at least 1, or None for {meaning}, got {getattr(self, name)}.")
         check_choice("prompt_order", self.prompt_order, PROMPT_ORDERS)
         check_choice("vllm_mode", self.vllm_mode, VLLM_MODES)
-        check_answer_convention(self.answer_how)
+        check_answer_convention(self.answer_how, "answer_how")
         SamplingOptions(self.max_completion_length, self.temperature, self.top_p, self.top_k)  # checks the ranges
         if self.temperature <= 0:
             raise ValueError(

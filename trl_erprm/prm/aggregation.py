@@ -83,8 +83,10 @@ def aggregate(step_scores: Sequence[float], how: str = "min", temperature: float
     return math.fsum(w * s for w, s in zip(weights, scores, strict=True)) / math.fsum(weights)
 
 
-def check_aggregation(how: str, temperature: float | None = None) -> None:
+def check_aggregation(how: str, temperature: float | None = None, argument: str = "how") -> None:
     """Raises `ValueError` unless [`aggregate`] accepts `how` and `temperature`: for configs, before a long run.
+
+    `argument` is the name under which `how` was given, for the message.
 
     Example:
 
@@ -98,17 +100,17 @@ def check_aggregation(how: str, temperature: float | None = None) -> None:
 
     ```
     """
-    _parse(how, temperature)
+    _parse(how, temperature, argument)
 
 
-def _parse(how: str, temperature: float | None) -> tuple[str, float]:
+def _parse(how: str, temperature: float | None, argument: str = "how") -> tuple[str, float]:
     """Name of the aggregation and its temperature (that of `"softmin"`; without meaning for the others)."""
     if how in AGGREGATIONS:
         name = how
     else:
         match = _SOFTMIN.fullmatch(how.strip()) if isinstance(how, str) else None
         if match is None:
-            raise ValueError(_unknown_message(how))
+            raise ValueError(_unknown_message(how, argument))
         name = "softmin"
         if temperature is not None:
             raise ValueError(
@@ -119,7 +121,7 @@ def _parse(how: str, temperature: float | None) -> tuple[str, float]:
             temperature = float(match["temperature"])
         except ValueError:
             raise ValueError(
-                f"The temperature in `how` must be a number, got {how!r}. Write, for example, 'softmin(0.1)'."
+                f"The temperature in `{argument}` must be a number, got {how!r}. Write, for example, 'softmin(0.1)'."
             ) from None
     if name != "softmin":
         if temperature is not None:
@@ -138,12 +140,12 @@ def _parse(how: str, temperature: float | None) -> tuple[str, float]:
     return name, float(temperature)
 
 
-def _unknown_message(how: object) -> str:
+def _unknown_message(how: object, argument: str) -> str:
     accepted = ", ".join(f"'{name}'" for name in (*AGGREGATIONS, "softmin(T)"))
     text = str(how).strip().lower().partition("(")[0]
     nearest = difflib.get_close_matches(text, AGGREGATIONS, n=1, cutoff=0.4)
     hint = f"Did you mean {nearest[0]!r}?" if nearest else "Choose one of them."
-    return f"`how` must be one of {accepted}, got {how!r}. {hint}"
+    return f"`{argument}` must be one of {accepted}, got {how!r}. {hint}"
 
 
 def _read_scores(step_scores: Sequence[float]) -> list[float]:

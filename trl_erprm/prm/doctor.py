@@ -14,7 +14,6 @@ a wrong argument, no such file, no such model.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -38,6 +37,7 @@ from transformers import AutoConfig
 from ..arguments import load_tokenizer
 from ..data import STEPWISE_LAYOUTS, load_rows, to_stepwise_rows, validate_stepwise_rows
 from ..parsing import StrictParser
+from ..wording import counted
 from .collator import StepDataCollator
 from .config import ERPRMConfig
 from .dataset import encode_rows, label_rows
@@ -526,7 +526,7 @@ def print_row(console: Console, format: PRMFormat, tokenizer, row: CheckedRow) -
         red, green = (0, 0) if label is None else (min(1, 2 - 2 * label), min(1, 2 * label))
         style = "dim" if label is None or is_cut else f"bold black on rgb({int(230 * red)},{int(200 * green)},60)"
         grid.add_row(f"step {k}", line.append(" ").append(_visible(texts[end]) + shown, style))
-    console.print(f"\nrow {row.number}: {len(ids):,} tokens, {len(row.steps)} steps", style="bold")
+    console.print(f"\nrow {row.number}: {counted(len(ids), 'token')}, {counted(len(row.steps), 'step')}", style="bold")
     console.print(grid)
 
 
@@ -553,14 +553,10 @@ def _naming(option: str, value: str, needed: str, errors: tuple[type[Exception],
         raise ValueError(f"`{option}` must be {needed}, got {value!r}. {reason}") from error
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults, and the description as it is written."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     disable_progress_bars()
-    how = {"prog": "python -m trl_erprm.prm.doctor", "description": __doc__, "formatter_class": _HelpFormatter}
+    how = {"prog": "python -m trl_erprm.prm.doctor", "description": __doc__}
     try:
         args, format_args = StrictParser((DoctorArguments, FormatArguments), **how).parse_args_and_config(argv)
         format, source = resolve_format(args.model, format_args)

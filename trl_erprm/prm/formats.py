@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..arguments import check_path_or_id
 from ..choices import check_choice
 
 if TYPE_CHECKING:
@@ -534,6 +535,7 @@ def read_saved_format(path: str | os.PathLike, **hub_arguments) -> dict | None:
     if Path(path).exists():
         file = Path(path) / FORMAT_FILE
         return json.loads(file.read_text("utf-8")) if file.is_file() else None
+    check_path_or_id(str(path))
     from transformers.utils import cached_file
 
     kinds = ("missing_entries", "connection_errors", "gated_repo")

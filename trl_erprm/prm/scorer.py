@@ -121,6 +121,7 @@ class ProcessRewardModel:
                 `revision`.
 
         Raises:
+            `FileNotFoundError`: for a local path that does not exist.
             `ValueError`: where the format is not known, saying what the directory holds; where the checkpoint has
             another head than the format reads, or none; where the tokenizer cannot carry the format.
         """

@@ -1,20 +1,17 @@
-"""`trl_erprm.arithmetic`: the problems, their exact truth, and the tiny models."""
+"""`trl_erprm.arithmetic.task`: the problems and their exact truth."""
 
 import itertools
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from trl_erprm.arithmetic import STEP_TAG, ArithmeticTask, build_model, build_tokenizer, train_policy
+from trl_erprm.arithmetic import VALUES, ArithmeticTask
 from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, relabel
 from trl_erprm.manifest import content_hash
-from trl_erprm.rollout import Completion, Prefix, SamplingOptions, load_engine
+from trl_erprm.rollout import Completion
 
 INF = math.inf
 SMALL = {"num_train": 60, "num_validation": 20, "num_test": 20}
@@ -22,6 +19,12 @@ SMALL = {"num_train": 60, "num_validation": 20, "num_test": 20}
 ERRING = ArithmeticTask(
     modulus=3, operators="+*", num_operations=4, misconception_share=0.4, random_error_rate=0.2, **SMALL
 )
+HARD = ArithmeticTask(
+    modulus=13, operators="+-*", num_operations=3, misconception_share=0.3, random_error_rate=0.1, num_distractors=2,
+    **SMALL,
+)  # fmt: skip
+# Not a prime: multiplications bring values together.
+COMPOSITE = ArithmeticTask(modulus=12, num_operations=3, misconception_share=0.3, random_error_rate=0.1, **SMALL)
 
 
 class TestProblems:
@@ -32,6 +35,10 @@ class TestProblems:
             (10, "3+4*2+1", ["3+4=7", "7*2=4", "4+1=5", "#5"]),
             (5, "1-3", ["1-3=3", "#3"]),  # -2 modulo 5
             (7, "6*6-1", ["6*6=1", "1-1=0", "#0"]),
+            (13, "9+3*c-1", ["9+3=c", "c*c=1", "1-1=0", "#0"]),  # 12 * 12 = 144 = 11 * 13 + 1
+            (36, "z+y*2-a", ["z+y=x", "x*2=u", "u-a=k", "#k"]),  # 35 + 34 = 69, 33 * 2 = 66, 30 - 10 = 20
+            (13, "a*b\n?9+3*c\n4+4", ["9+3=c", "c*c=1", "#1"]),  # the marked chain
+            (5, "?3+4*2", ["3+4=2", "2*2=4", "#4"]),
         ],
     )
     def test_solutions_by_hand(self, modulus, problem, solution):
@@ -68,7 +75,59 @@ class TestProblems:
 
     def test_the_problems_do_not_change_between_versions(self):
         """Cached outputs rest on them: where this fails, they are of another task."""
-        assert ArithmeticTask().problems("test")[:2] == KNOWN_PROBLEMS
+        task, hard = ArithmeticTask(), ArithmeticTask(num_operations=8, modulus=7, seed=13)
+        assert task.problems("test")[:2] == KNOWN_PROBLEMS
+        splits = [
+            content_hash([of.problems(split) for split in ("train", "validation", "test")]) for of in (task, hard)
+        ]
+        assert [hash[:16] for hash in splits] == KNOWN_SPLITS
+        wrong = [content_hash([[*fact, value] for fact, value in of.misconceptions.items()]) for of in (task, hard)]
+        assert [hash[:16] for hash in wrong] == KNOWN_MISCONCEPTIONS
+
+    def test_distractors_stand_beside_the_same_problems(self):
+        alone = replace(HARD, num_distractors=0)
+        places = set()
+        for split in ("train", "validation", "test"):
+            for prompt, problem in zip(HARD.problems(split), alone.problems(split), strict=True):
+                lines = prompt.split("\n")
+                assert len(lines) == 3 and [line[1:] for line in lines if line[0] == "?"] == [problem]
+                assert problem not in lines
+                assert {len(line.removeprefix("?")) for line in lines} == {7}
+                assert HARD.parse(prompt) == alone.parse(problem)
+                places.add(lines.index(f"?{problem}"))
+        assert places == {0, 1, 2}
+        assert HARD.problems("test") == replace(HARD).problems("test")
+        assert HARD.misconceptions == alone.misconceptions
+
+    def test_distractors_have_the_seed_of_the_task(self):
+        drawn = [
+            [line for problem in task.problems("train") for line in problem.split("\n") if line[0] != "?"]
+            for task in (HARD, replace(HARD, seed=1))
+        ]
+        assert drawn[0] != drawn[1]
+
+    def test_splits_share_no_chain_that_is_asked_for(self):
+        task = ArithmeticTask(
+            modulus=3, num_operations=1, num_train=7, num_validation=1, num_test=1, num_distractors=1
+        )
+        asked = [str(task.parse(p)) for split in ("train", "validation", "test") for p in task.problems(split)]
+        assert len(set(asked)) == 9
+        # nine chains in all: among ten distractors the one that is asked for would be by chance
+        for problem in replace(task, num_distractors=10).problems("train"):
+            lines = problem.split("\n")
+            asked_line = next(line for line in lines if line[0] == "?")
+            assert asked_line.removeprefix("?") not in lines
+
+    @pytest.mark.parametrize("modulus", [5, 13, 36])
+    def test_parse_reads_what_the_problems_write(self, modulus):
+        task = ArithmeticTask(modulus=modulus, operators="+-*", num_distractors=1, **SMALL)
+        seen = set()
+        for problem in task.problems("train"):
+            start, chain = task.parse(problem)
+            seen |= {start, *(b for _, b in chain)}
+            asked = next(line for line in problem.split("\n") if line[0] == "?")
+            assert asked == f"?{VALUES[start]}" + "".join(f"{o}{VALUES[b]}" for o, b in chain)
+        assert max(seen) == modulus - 1
 
     def test_dataset(self):
         task = ArithmeticTask(**SMALL)
@@ -77,11 +136,22 @@ class TestProblems:
         for row, problem in zip(rows, task.problems("test"), strict=False):
             assert row == {"prompt": problem + "\n", "answer": task.solve(problem)[-1].removeprefix("#")}
 
+    @pytest.mark.parametrize(
+        "num_rows, message", [(-1, "at least 1, got -1"), (0, "at least 1, got 0"), (2.0, "a whole")]
+    )
+    def test_rows_that_cannot_be(self, num_rows, message):
+        with pytest.raises(ValueError, match=f"`num_rows` must be {message}"):
+            ArithmeticTask(**SMALL).dataset("train", num_rows)
+
     def test_unknown_split(self):
         with pytest.raises(ValueError, match="`split` must be one of 'train', 'validation', 'test', got 'dev'"):
             ArithmeticTask(**SMALL).problems("dev")
 
-    @pytest.mark.parametrize("text", ["", "3+", "a+1", "3/2", "3+4*", "+3", "3 + 4", "12"])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "3+", "A+1", "3/2", "3+4*", "+3", "3 + 4", "12", "٣+1", "3?4", "??3+4"]
+        + ["3+4\n1+2", "?3+4\n?1+2", "?3+4\n\n1+2", "?3+4\n1+", "?3+4\nx=1", "?3+4\n 1+2", "?", "?\n3+4"],
+    )
     def test_what_is_no_problem(self, text):
         with pytest.raises(ValueError, match="is not a problem of this task"):
             ArithmeticTask.parse(text)
@@ -89,8 +159,17 @@ class TestProblems:
     @pytest.mark.parametrize(
         "changes, message",
         [
-            ({"modulus": 11}, "`modulus` must be from 3 to 10"),
-            ({"modulus": 2}, "`modulus` must be from 3 to 10"),
+            ({"modulus": 37}, "`modulus` must be from 3 to 36"),
+            ({"modulus": 2}, "`modulus` must be from 3 to 36"),
+            ({"modulus": 5.0}, "`modulus` must be a whole number, got 5.0"),
+            ({"modulus": True}, "`modulus` must be a whole number, got True"),
+            ({"num_operations": 2.5}, "`num_operations` must be a whole number, got 2.5"),
+            ({"num_train": -5}, "`num_train` must be at least 0, got -5"),
+            ({"num_validation": -1}, "`num_validation` must be at least 0, got -1"),
+            ({"num_test": -1}, "`num_test` must be at least 0, got -1"),
+            ({"num_test": "9"}, "`num_test` must be a whole number, got '9'"),
+            ({"seed": 0.0}, "`seed` must be a whole number, got 0.0"),
+            ({"num_distractors": -1}, "`num_distractors` must be at least 0, got -1"),
             ({"operators": "+/"}, "`operators` must be one or more of"),
             ({"operators": ""}, "`operators` must be one or more of"),
             ({"num_operations": 0}, "`num_operations` must be at least 1"),
@@ -104,8 +183,38 @@ class TestProblems:
         with pytest.raises(ValueError, match=message):
             ArithmeticTask(**changes)
 
+    @pytest.mark.parametrize(
+        "text, strange", [("c+4", "c"), ("3+9", "9"), ("5*2", "5"), ("3+4*5\n", "5"), ("?3+4\n3+7", "7"), ("z+z", "z")]
+    )
+    def test_values_of_another_modulus_are_none_of_the_task(self, text, strange):
+        """`parse` reads the problems of every modulus; the task takes those of its own."""
+        task, rng = ArithmeticTask(5, num_distractors=1, **SMALL), np.random.default_rng(0)
+        start, chain = task.parse(text)
+        assert ArithmeticTask(36, **SMALL).solve(text)[0][0] == VALUES[start] and chain
+        for method, more in [
+            (task.solve, ()),
+            (task.check_steps, (["3+4=2"],)),
+            (task.is_well_formed, (["3+4=2", "#2"],)),
+            (task.exact_value, ()),
+            (task.sample_solution, (rng,)),
+        ]:
+            with pytest.raises(ValueError, match=f"is not a problem of this task: '{strange}' is no value modulo 5"):
+                method(text, *more)
+
+    @pytest.mark.parametrize("text, strange", [("3-1", "-1"), ("3+4*1", "[*]1"), ("3+0", "[+]0"), ("3*0", "[*]0")])
+    def test_operations_that_the_ideal_policy_does_not_know(self, text, strange):
+        task = ArithmeticTask(5, **SMALL)
+        assert task.check_steps(text, task.solve(text)) == [True] * (len(text) // 2 + 1)
+        for method, more in [(task.exact_value, ()), (task.sample_solution, (np.random.default_rng(0),))]:
+            with pytest.raises(
+                ValueError, match=f"'{strange}' is none of its operations, which are [+]1 [+]2 .* [*]4"
+            ):
+                method(text, *more)
+
 
 KNOWN_PROBLEMS = ["1*2+3+2*2+3", "0*2*2+3+3+2"]
+KNOWN_SPLITS = ["3e676053aeb637c3", "ddddd190a7eb0532"]
+KNOWN_MISCONCEPTIONS = ["3b441a1c97c770d0", "13f68a79d705c134"]
 
 
 class TestChecker:
@@ -120,6 +229,8 @@ class TestChecker:
             (["3+4=2", "1*2=2"], [True, False]),  # does not take up the value before it
             (["3+4=2", "2+1=3"], [True, False]),  # a step skipped
             (["3+4=2", "2*2=x", "4+1=0"], [True, False, False]),  # nothing can follow what cannot be read
+            (["3+4=2", "2*2=x", "x+1=4"], [True, False, False]),  # a letter is no value modulo 5
+            (["3+4=7", "7*2=4", "4+1=0"], [False, True, True]),
             (["3+4=2", "2*2=", "#"], [True, False, False]),
             (["3+4=2", "2*2=4", "4+1=0", "#0", "#0"], [True, True, True, True, False]),  # beyond the answer
             (["#3"], [False]),
@@ -131,10 +242,33 @@ class TestChecker:
     def test_steps(self, steps, verdicts):
         assert self.TASK.check_steps("3+4*2+1", steps) == verdicts
 
-    def test_solutions_are_right(self):
-        for problem in self.TASK.problems("train"):
-            assert all(self.TASK.check_steps(problem, self.TASK.solve(problem)))
-            assert self.TASK.is_well_formed(problem, self.TASK.solve(problem))
+    @pytest.mark.parametrize(
+        "steps, verdicts",
+        [
+            (["3+9=c", "c*b=2", "#2"], [True, True, True]),
+            (["3+9=b", "b*b=4", "#4"], [False, True, True]),
+            (["3+9=c", "c*b=z", "#z"], [True, False, False]),  # 35 is no value modulo 13
+            (["c+4=3", "3*b=7", "#7"], [False, True, True]),  # the distractor's first step
+            (["3+9=C", "c*b=2", "#2"], [False, False, False]),
+        ],
+    )
+    def test_steps_beside_a_distractor(self, steps, verdicts):
+        assert HARD.check_steps("c+4*b\n?3+9*b", steps) == verdicts
+
+    @pytest.mark.parametrize("task", [TASK, HARD, COMPOSITE])
+    def test_solutions_are_right(self, task):
+        for problem in task.problems("train"):
+            assert all(task.check_steps(problem, task.solve(problem)))
+            assert task.is_well_formed(problem, task.solve(problem))
+            # a wrong value of this task anywhere is seen there, and what is no value makes it malformed
+            steps = task.solve(problem)
+            for k, step in enumerate(steps):
+                wrong = VALUES[(VALUES.index(step[-1]) + 1) % task.modulus]
+                changed = [*steps[:k], step[:-1] + wrong, *steps[k + 1 :]]
+                verdicts = task.check_steps(problem, changed)
+                assert verdicts.index(False) == k and task.is_well_formed(problem, changed)
+                changed[k] = step[:-1] + VALUES[task.modulus]
+                assert not task.is_well_formed(problem, changed)
 
     @pytest.mark.parametrize(
         "steps, expected",
@@ -161,6 +295,20 @@ class TestChecker:
     def test_is_well_formed(self, steps, expected):
         assert self.TASK.is_well_formed("3+4*2", steps) is expected
 
+    @pytest.mark.parametrize(
+        "steps, expected",
+        [
+            (["3+9=c", "c*b=2", "#2"], True),
+            (["a+9=1", "1*b=c", "#0"], True),
+            (["3+9=d", "c*b=2", "#2"], False),  # 13 is no value modulo 13
+            (["3+9=c", "c*b=2", "#d"], False),
+            (["3+9=C", "c*b=2", "#2"], False),
+            (["c+4=3", "3*b=7", "#7"], False),  # the distractor's operation
+        ],
+    )
+    def test_is_well_formed_beside_a_distractor(self, steps, expected):
+        assert HARD.is_well_formed("c+4*b\n?3+9*b", steps) is expected
+
 
 class TestIdealPolicy:
     @pytest.mark.parametrize("share, expected", [(0.0, 0), (0.15, 5), (0.2, 7), (1.0, 35)])
@@ -182,17 +330,17 @@ class TestIdealPolicy:
         assert sorted(p)[:4] == pytest.approx([0.02] * 4)
 
     def test_result_distributions_sum_to_1(self):
-        for a in range(ERRING.modulus):
-            for o, b in ERRING.operations:
-                p = ERRING.result_distribution(a, o, b)
+        for task, a in ((of, a) for of in (ERRING, HARD) for a in range(of.modulus)):
+            for o, b in task.operations:
+                p = task.result_distribution(a, o, b)
                 assert p.sum() == pytest.approx(1.0, abs=1e-12) and (p >= 0).all()
 
     @staticmethod
     def value_by_enumeration(task, problem, steps):
         """Sum over every path of the rest of the chain, one by one."""
         start, chain = task.parse(problem)
-        truth = task.solve(problem)[-1][1:]
-        value = int(steps[-1][-1]) if steps else start
+        truth = VALUES.index(task.solve(problem)[-1][1:])
+        value = VALUES.index(steps[-1][-1]) if steps else start
         total = 0.0
         rest = chain[len(steps) :]
         for path in itertools.product(range(task.modulus), repeat=len(rest)):
@@ -200,28 +348,40 @@ class TestIdealPolicy:
             for (o, b), written in zip(rest, path, strict=True):
                 probability *= task.result_distribution(current, o, b)[written]
                 current = written
-            total += probability * (str(current) == truth)
+            total += probability * (current == truth)
         return total
 
-    def test_exact_value_against_enumeration(self):
+    @pytest.mark.parametrize("task, num_problems", [(ERRING, 20), (COMPOSITE, 4), (HARD, 4)])
+    def test_exact_value_against_enumeration(self, task, num_problems):
         rng = np.random.default_rng(0)
         values = []
-        for problem in ERRING.problems("train")[:20]:
-            solution = ERRING.sample_solution(problem, rng)
+        for problem in task.problems("train")[:num_problems]:
+            solution = task.sample_solution(problem, rng)
             for k in range(len(solution) + 1):
-                expected = self.value_by_enumeration(ERRING, problem, solution[:k])
-                values.append(ERRING.exact_value(problem, solution[:k]))
+                expected = self.value_by_enumeration(task, problem, solution[:k])
+                values.append(task.exact_value(problem, solution[:k]))
                 assert values[-1] == pytest.approx(expected, abs=1e-12)
-        assert len(set(np.round(values, 6))) > 20  # many different values were compared
+        assert len(set(np.round(values, 6))) > num_problems  # many different values were compared
 
-    def test_exact_value_against_20000_samples(self):
+    @pytest.mark.parametrize("task", [ERRING, COMPOSITE, HARD])
+    def test_exact_value_against_20000_samples(self, task):
         rng = np.random.default_rng(0)
-        for problem in ERRING.problems("test")[:2]:
-            truth = ERRING.solve(problem)[-1]
-            share = np.mean([ERRING.sample_solution(problem, rng)[-1] == truth for _ in range(20_000)])
-            p = ERRING.exact_value(problem)
+        for problem in task.problems("test")[:2]:
+            truth = task.solve(problem)[-1]
+            share = np.mean([task.sample_solution(problem, rng)[-1] == truth for _ in range(20_000)])
+            p = task.exact_value(problem)
             assert 0.05 < p < 0.95
             assert share == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 20_000))
+
+    def test_samples_are_those_of_the_result_distributions(self):
+        """Draw by draw what numpy makes of the probabilities: policies rest on it."""
+        rng, again = np.random.default_rng(0), np.random.default_rng(0)
+        for problem in HARD.problems("train"):
+            value, chain = HARD.parse(problem)
+            for step, (o, b) in zip(HARD.sample_solution(problem, rng), chain, strict=False):
+                written = again.choice(13, p=HARD.result_distribution(value, o, b))
+                assert step == f"{VALUES[value]}{o}{VALUES[b]}={VALUES[written]}"
+                value = written
 
     def test_samples_are_well_formed_and_err(self):
         rng = np.random.default_rng(0)
@@ -257,6 +417,10 @@ class TestIdealPolicy:
             assert ERRING.exact_value(problem, steps, eta) == pytest.approx(expected, abs=1e-12)
         values = [ERRING.exact_value(problem, steps, eta) for eta in (-INF, -2, 0, 0.5, 1, 10, INF)]
         assert values == sorted(values) and len(set(values)) == 7
+
+    def test_values_of_another_modulus_are_named(self):
+        with pytest.raises(ValueError, match="its last one ends in a value from 0 to c"):
+            HARD.exact_value("1+2\n?3+9", ["3+9=d"])
 
     @pytest.mark.parametrize("steps", [["3+4=2", "2*2=4", "#4", "#4"], ["3+4="], [""]])
     def test_what_is_no_prefix(self, steps):
@@ -358,101 +522,3 @@ class TestLabelsOfTheIdealPolicy:
         for row in labelled[64]:
             assert row["labels"][-1] == self.TASK.exact_value(row["prompt"], row["completions"])
             assert row["labels"][-2] == row["labels"][-1]  # with the last result written, nothing can change
-
-
-class TestTokenizer:
-    def test_a_step_is_five_tokens(self):
-        tokenizer = build_tokenizer()
-        assert tokenizer.tokenize("3+4=2\n", add_special_tokens=False) == ["3", "+4=", "2", "\u010a"]
-        assert len(tokenizer("3+4*2\n", add_special_tokens=False)["input_ids"]) == 4
-
-    def test_text_comes_back(self):
-        tokenizer = build_tokenizer()
-        for text in ("3+4*2\n3+4=2\n2*2=4\n#4", "9-9=0\n", f"1+1=2{STEP_TAG}"):
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert tokenizer.unk_token_id not in ids
-            assert tokenizer.decode(ids) == text
-
-    def test_the_tag_is_one_token(self):
-        assert len(build_tokenizer()(STEP_TAG, add_special_tokens=False)["input_ids"]) == 1
-
-    def test_round_trip_beside_a_model(self, tmp_path):
-        """transformers picks the tokenizer class of the model type, whatever was saved: ids have to stay."""
-        build_model(hidden_size=32).save_pretrained(tmp_path)
-        tokenizer = build_tokenizer()
-        tokenizer.save_pretrained(tmp_path)
-        loaded = AutoTokenizer.from_pretrained(tmp_path)
-        for text in ["3+4*2\n", "3+4=2\n2*2=4\n#4", f"0-9=1{STEP_TAG}", "3 x"]:
-            assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
-            assert loaded.decode(loaded(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
-        names = ("pad_token_id", "eos_token_id", "unk_token_id", "bos_token_id", "padding_side")
-        assert [getattr(loaded, n) for n in names] == [getattr(tokenizer, n) for n in names]
-        assert len(loaded) == len(tokenizer)
-
-
-class TestModel:
-    def test_seed(self):
-        torch.manual_seed(1)
-        state = torch.get_rng_state()
-        first = build_model(hidden_size=32)
-        assert torch.equal(torch.get_rng_state(), state)
-        torch.manual_seed(2)
-        second, other = build_model(hidden_size=32), build_model(hidden_size=32, seed=1)
-        weights = [m.model.layers[0].mlp.up_proj.weight for m in (first, second, other)]
-        assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-
-    def test_size(self):
-        model = build_model()
-        assert sum(p.numel() for p in model.parameters()) < 200_000
-        assert model.config.vocab_size == len(build_tokenizer())
-        wide = build_model(hidden_size=32, num_layers=1, initializer_range=0.5)
-        assert (wide.config.hidden_size, len(wide.model.layers)) == (32, 1)
-        assert wide.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
-
-
-class TestTrainPolicy:
-    OPTIONS = {"num_steps": 120, "batch_size": 32, "solutions_per_problem": 2}  # those of the fixture `tiny_policy`
-
-    def test_it_writes_solutions(self, tiny_policy):
-        task, path = tiny_policy
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-        engine = load_engine("transformers", model=model, tokenizer=tokenizer)
-        rows = task.dataset("test", 20)
-        groups = engine.generate([Prefix(p) for p in rows["prompt"]], 4, SamplingOptions(max_new_tokens=20, seed=0))
-        completions = [(p, c) for p, group in zip(rows["prompt"], groups, strict=True) for c in group]
-        well_formed = [task.is_well_formed(p, c.text.splitlines()) for p, c in completions]
-        assert np.mean(well_formed) > 0.75
-        assert np.mean([c.finish_reason == "stop" for _, c in completions]) > 0.9
-
-    def test_it_is_cached(self, tiny_policy, monkeypatch):
-        task, path = tiny_policy
-
-        def train(self):
-            raise AssertionError("trained again")
-
-        monkeypatch.setattr(Trainer, "train", train)
-        assert str(train_policy(task, path, **self.OPTIONS)) == path
-        for other, options in [
-            (task, {"num_steps": 121}),
-            (task, {"learning_rate": 1e-4}),
-            (task, {"batch_size": 16}),
-            (task, {"solutions_per_problem": 3}),
-            (task, {"seed": 1}),
-            (replace(task, random_error_rate=0.1), {}),
-        ]:
-            with pytest.raises(ValueError, match="holds a policy that was trained with other arguments"):
-                train_policy(other, path, **{**self.OPTIONS, **options})
-
-    def test_an_interrupted_training_starts_again(self, tmp_path, monkeypatch):
-        task = ArithmeticTask(num_operations=2, **SMALL)
-
-        def train(self):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "train", train)
-            with pytest.raises(KeyboardInterrupt):
-                train_policy(task, tmp_path / "policy", num_steps=1)
-        train_policy(task, tmp_path / "policy", num_steps=1)
-        record = json.loads((tmp_path / "policy" / "arithmetic_policy.json").read_text())
-        assert record["num_steps"] == 1 and record["task"]["num_operations"] == 2

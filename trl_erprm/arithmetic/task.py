@@ -1,4 +1,4 @@
-"""The embedded task: chained modular arithmetic, its exact truth, and a tiny policy that makes real mistakes.
+"""The task: chained modular arithmetic, its exact truth, and the mistakes of its policy.
 
 A problem is a chain of operations, evaluated **from left to right without precedence**, modulo a small number. A
 solution writes one step a line and ends with the answer line ``#<value>`` (GSM8K's ``####`` in miniature):
@@ -9,6 +9,18 @@ solution writes one step a line and ends with the answer line ``#<value>`` (GSM8
 2*2=4           step 2
 4+1=0           step 3
 #0              step 4, the answer
+```
+
+A harder one has a larger modulus, whose values above 9 are letters (`a` is 10, as in `int("a", 36)`: a value stays one
+character), and distractors, other chains beside the one that is asked for, which a `?` marks:
+
+```text
+c+4*b+1         a distractor
+?3+9*2+c        the chain that is asked for (modulus 13)
+3+9=c           step 1
+c*2=b           step 2
+b+c=a           step 3
+#a              step 4, the answer
 ```
 
 The task is small enough for everything to be known: whether each step is right ([`check_steps`]) and the success
@@ -24,31 +36,40 @@ nothing else about it is simulated: it is a transformer that samples.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .choices import check_choice
-from .labeling.estimators import entropy_regularized_value_from_probability
+from ..choices import check_choice
+from ..labeling.estimators import entropy_regularized_value_from_probability
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
+__all__ = ["SPLITS", "VALUES", "ArithmeticTask"]
 
 Fact = tuple[int, str, int]
 """One line of the multiplication (or addition) table: left value, operator, right operand."""
 
 SPLITS = ("train", "validation", "test")
-STEP_TAG = "ки"
-"""The tag of Math-Shepherd and ER-PRM; the tiny tokenizer has it as one token, for the `causal_lm` head."""
+VALUES = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""How values are written, one character each; a value is the index of its character."""
+
+# The least of each argument that is a whole number; `modulus` has a range, a seed can be any.
+_WHOLE_NUMBERS = {
+    "modulus": None,
+    "num_operations": 1,
+    "num_train": 0,
+    "num_validation": 0,
+    "num_test": 0,
+    "seed": None,
+    "num_distractors": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +82,10 @@ class ArithmeticTask:
 
     Args:
         modulus (`int`, *optional*, defaults to `5`):
-            Values are the integers `0 .. modulus - 1`; from 3 to 10, so that a value is one character. A prime keeps
-            an error visible to the end: a wrong intermediate value then leads to a wrong answer unless a second error
-            cancels the first.
+            Values are the integers `0 .. modulus - 1`; from 3 to 36, so that a value is one character ([`VALUES`]). A
+            prime keeps an error visible to the end: a wrong intermediate value then leads to a wrong answer unless a
+            second error cancels the first. Any other modulus is as exact, but there a multiplication can bring two
+            values together (modulo 4, both `1*2` and `3*2` are 2), which repairs an error.
         operators (`str`, *optional*, defaults to `"+*"`):
             The operators that occur, out of `+`, `-` and `*`.
         num_operations (`int`, *optional*, defaults to `5`):
@@ -82,7 +104,14 @@ class ArithmeticTask:
         num_test (`int`, *optional*, defaults to `500`):
             Problems in the test split.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the problems, the splits and the misconceptions.
+            Seed of the problems, the splits, the misconceptions and the distractors.
+        num_distractors (`int`, *optional*, defaults to `0`):
+            Other chains in the prompt, each on a line of its own, in random order with the one that is asked for, in
+            front of which then stands a `?`. The chains that are asked for are those of the task without distractors.
+
+    Raises:
+        `ValueError`: for a value outside what is named above, a number that is not whole where it must be, or splits
+            that ask for more problems than there are.
 
     Example:
 
@@ -92,6 +121,8 @@ class ArithmeticTask:
     ['3+4=2', '2*2=4', '4+1=0', '#0']
     >>> task.check_steps("3+4*2+1", ["3+4=2", "2*2=3", "3+1=4", "#4"])
     [True, False, True, True]
+    >>> ArithmeticTask(modulus=13, num_distractors=1).solve("c+4*b+1\n?3+9*2+c")
+    ['3+9=c', 'c*2=b', 'b+c=a', '#a']
 
     ```
     """
@@ -106,14 +137,17 @@ class ArithmeticTask:
     num_validation: int = 500
     num_test: int = 500
     seed: int = 0
+    num_distractors: int = 0
 
     def __post_init__(self):
-        if not 3 <= self.modulus <= 10:
-            raise ValueError(f"`modulus` must be from 3 to 10 (a value is one character), got {self.modulus}.")
+        for name, least in _WHOLE_NUMBERS.items():
+            check_whole(name, getattr(self, name), least)
+        if not 3 <= self.modulus <= len(VALUES):
+            raise ValueError(
+                f"`modulus` must be from 3 to {len(VALUES)} (a value is one character), got {self.modulus}."
+            )
         if not self.operators or set(self.operators) - set("+-*"):
             raise ValueError(f"`operators` must be one or more of '+', '-' and '*', got {self.operators!r}.")
-        if self.num_operations < 1:
-            raise ValueError(f"`num_operations` must be at least 1, got {self.num_operations}.")
         for name in ("misconception_share", "systematic_error_rate", "random_error_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
@@ -135,7 +169,7 @@ class ArithmeticTask:
 
     @property
     def num_problems(self) -> int:
-        """How many different problems exist."""
+        """How many different problems exist, whatever stands beside them."""
         return self.modulus * len(self.operations) ** self.num_operations
 
     @cached_property
@@ -144,23 +178,42 @@ class ArithmeticTask:
         sizes = {"train": self.num_train, "validation": self.num_validation, "test": self.num_test}
         prompts: dict[str, None] = {}  # a dictionary keeps the order of insertion, a set does not
         while len(prompts) < sum(sizes.values()):
-            chain = "".join(f"{o}{b}" for o, b in rng.choices(self.operations, k=self.num_operations))
-            prompts[f"{rng.randrange(self.modulus)}{chain}"] = None
-        drawn = iter(prompts)
+            prompts[self._draw_chain(rng)] = None
+        drawn = self._among_distractors(prompts) if self.num_distractors else iter(prompts)
         return {split: [next(drawn) for _ in range(size)] for split, size in sizes.items()}
 
+    def _draw_chain(self, rng: random.Random) -> str:
+        chain = "".join(f"{o}{VALUES[b]}" for o, b in rng.choices(self.operations, k=self.num_operations))
+        return f"{VALUES[rng.randrange(self.modulus)]}{chain}"
+
+    def _among_distractors(self, problems: Iterable[str]) -> Iterator[str]:
+        rng = random.Random(f"distractors-{self.seed}")
+        for problem in problems:
+            lines: list[str] = []
+            while len(lines) < self.num_distractors:
+                if (chain := self._draw_chain(rng)) != problem:
+                    lines.append(chain)
+            lines.insert(rng.randrange(len(lines) + 1), f"?{problem}")
+            yield "\n".join(lines)
+
     def problems(self, split: str) -> list[str]:
-        """The problems of a split (`"train"`, `"validation"` or `"test"`), each without its closing newline."""
+        """The problems of a split (`"train"`, `"validation"` or `"test"`), each without its closing newline. Splits
+        share no chain that is asked for; a distractor may be asked for elsewhere, where it stands unsolved here."""
         check_choice("split", split, SPLITS)
         return self._splits[split]
 
     def dataset(self, split: str, num_rows: int | None = None) -> Dataset:
         """
-        A split as prompt data: the columns `prompt` (the chain and a newline, so that the solution starts on a line of
-        its own) and `answer` (the value as a string).
+        A split as prompt data: the columns `prompt` (the problem and a newline, so that the solution starts on a line
+        of its own) and `answer` (the value as it is written); the first `num_rows`, or all of them.
+
+        Raises:
+            `ValueError`: for an unknown split, or fewer than one row.
         """
         from datasets import Dataset
 
+        if num_rows is not None:
+            check_whole("num_rows", num_rows, 1)
         problems = self.problems(split)[:num_rows]
         return Dataset.from_dict(
             {"prompt": [f"{p}\n" for p in problems], "answer": [self.solve(p)[-1][1:] for p in problems]}
@@ -171,33 +224,69 @@ class ArithmeticTask:
     @staticmethod
     def parse(prompt: str) -> tuple[int, list[tuple[str, int]]]:
         """
-        The start value and the `(operator, operand)` chain of a prompt.
+        The start value and the `(operator, operand)` chain that a prompt asks for: its only line, or the one that
+        starts with `?`. It reads the problems of every modulus; the methods of a task take those of its own alone.
 
         Raises:
-            `ValueError`: where the text is not a chain such as `3+4*2`.
+            `ValueError`: where a line is not a chain such as `3+4*2`, or not exactly one of several lines is marked.
         """
-        text = prompt.strip()
-        chain = list(zip(text[1::2], text[2::2], strict=False))
-        if (
-            len(text) % 2 == 0
-            or not text[0].isdigit()
-            or not all(o in "+-*" and b.isdigit() and b.isascii() for o, b in chain)
-        ):
-            raise ValueError(f"{prompt!r} is not a problem of this task; a problem reads like '3+4*2'.")
-        return int(text[0]), [(o, int(b)) for o, b in chain]
+        lines = prompt.strip().split("\n")
+        asked = [line for line in lines if line[:1] == "?"] or lines
+        chains = [line.removeprefix("?") for line in lines]
+        if len(asked) != 1 or not all(_is_chain(chain) for chain in chains):
+            raise ValueError(
+                f"{prompt!r} is not a problem of this task; a problem reads like '3+4*2', or has several such lines "
+                "and a '?' in front of the one that is asked for."
+            )
+        text = asked[0].removeprefix("?")
+        chain = list(zip(text[1::2], text[2::2], strict=True))
+        return VALUES.index(text[0]), [(o, VALUES.index(b)) for o, b in chain]
+
+    @cached_property
+    def _characters(self) -> frozenset[str]:
+        return frozenset(VALUES[: self.modulus] + "+-*?\n")
+
+    def _parse(self, prompt: str) -> tuple[int, list[tuple[str, int]]]:
+        """[`parse`], of values of this task alone, those of distractors included."""
+        parsed = self.parse(prompt)
+        if not self._characters.issuperset(text := prompt.strip()):
+            strange = next(character for character in text if character not in self._characters)
+            raise ValueError(
+                f"{text!r} is not a problem of this task: {strange!r} is no value modulo {self.modulus}. Values go "
+                f"from 0 to {VALUES[self.modulus - 1]}; give such a problem, or a task with a larger `modulus`."
+            )
+        return parsed
+
+    def _parse_for_policy(self, prompt: str) -> tuple[int, list[tuple[str, int]]]:
+        """[`parse`], of values and operations of this task alone: the ideal policy knows no others."""
+        start, chain = self._parse(prompt)
+        for operator, b in chain:
+            if (operator, b) not in self._transitions:
+                known = " ".join(f"{o}{VALUES[v]}" for o, v in self.operations)
+                raise ValueError(
+                    f"{prompt.strip()!r} is not a problem of this task: '{operator}{VALUES[b]}' is none of its "
+                    f"operations, which are {known}. Give a problem of these, as `problems` does."
+                )
+        return start, chain
 
     def result(self, a: int, operator: str, b: int) -> int:
         """The true value of a fact."""
         return {"+": a + b, "-": a - b, "*": a * b}[operator] % self.modulus
 
     def solve(self, prompt: str) -> list[str]:
-        """The right solution, as steps."""
-        value, chain = self.parse(prompt)
+        """
+        The right solution, as steps.
+
+        Raises:
+            `ValueError`: for what is no problem of this task: 7 is no value modulo 5.
+        """
+        value, chain = self._parse(prompt)
         steps = []
         for operator, b in chain:
-            steps.append(f"{value}{operator}{b}={self.result(value, operator, b)}")
-            value = self.result(value, operator, b)
-        return [*steps, f"#{value}"]
+            result = self.result(value, operator, b)
+            steps.append(_step(value, operator, b, result))
+            value = result
+        return [*steps, f"#{VALUES[value]}"]
 
     def check_steps(self, prompt: str, steps: Sequence[str]) -> list[bool]:
         """
@@ -208,18 +297,22 @@ class ArithmeticTask:
         Returns:
             `list[bool]`: one a step. Steps beyond the answer line are wrong, and so is all that follows a line whose
             result cannot be read.
+
+        Raises:
+            `ValueError`: as [`solve`][ArithmeticTask.solve].
         """
-        value, chain = self.parse(prompt)
+        value, chain = self._parse(prompt)
+        readable = VALUES[: max(10, self.modulus)]  # every digit; letters where the task has them
         verdicts = []
         for index, step in enumerate(steps):
             if index < len(chain) and value is not None:
                 operator, b = chain[index]
-                verdicts.append(step == f"{value}{operator}{b}={self.result(value, operator, b)}")
+                verdicts.append(step == _step(value, operator, b, self.result(value, operator, b)))
                 # An error is carried on as a solver who made it would: the next step starts from what was written.
                 written = step.rpartition("=")[2]
-                value = int(written) if len(written) == 1 and written.isdigit() else None
+                value = readable.index(written) if len(written) == 1 and written in readable else None
             else:
-                verdicts.append(index == len(chain) and value is not None and step == f"#{value}")
+                verdicts.append(index == len(chain) and value is not None and step == f"#{VALUES[value]}")
         return verdicts
 
     def is_well_formed(self, prompt: str, steps: Sequence[str]) -> bool:
@@ -228,12 +321,18 @@ class ArithmeticTask:
         values of this task: 7 is none modulo 5.
 
         A solution with a step skipped must not compete: under `min` aggregation it would win by having fewer steps.
+
+        Raises:
+            `ValueError`: as [`solve`][ArithmeticTask.solve], for the problem; never for the solution.
         """
-        _, chain = self.parse(prompt)
+        _, chain = self._parse(prompt)
         return (
             len(steps) == len(chain) + 1
             and all(
-                len(step) == 5 and step[1:4] == f"{o}{b}=" and self._is_value(step[0]) and self._is_value(step[4])
+                len(step) == 5
+                and step[1:4] == f"{o}{VALUES[b]}="
+                and self._is_value(step[0])
+                and self._is_value(step[4])
                 for step, (o, b) in zip(steps, chain, strict=False)
             )
             and len(steps[-1]) == 2
@@ -242,7 +341,7 @@ class ArithmeticTask:
         )
 
     def _is_value(self, text: str) -> bool:
-        return len(text) == 1 and text in "0123456789"[: self.modulus]
+        return len(text) == 1 and text in VALUES[: self.modulus]
 
     # The ideal policy
 
@@ -257,33 +356,46 @@ class ArithmeticTask:
         }
 
     @cached_property
-    def _result_distributions(self) -> dict[Fact, np.ndarray]:
-        distributions = {}
-        for a in range(self.modulus):
-            for operator, b in self.operations:
+    def _transitions(self) -> dict[tuple[str, int], np.ndarray]:
+        """By operation, the probability of each value that is written behind it (column) given the one before it
+        (row), of shape `(modulus, modulus)`."""
+        transitions = {}
+        for operator, b in self.operations:
+            matrix = np.full((self.modulus, self.modulus), self.random_error_rate / (self.modulus - 1))
+            for a, p in enumerate(matrix):
                 fact, truth = (a, operator, b), self.result(a, operator, b)
-                p = np.full(self.modulus, self.random_error_rate / (self.modulus - 1))
                 p[truth] = 1 - self.random_error_rate
                 if fact in self.misconceptions:
                     moved = p[truth] * self.systematic_error_rate
                     p[truth] -= moved
                     p[self.misconceptions[fact]] += moved
-                distributions[fact] = p
-        return distributions
+            transitions[operator, b] = matrix
+        return transitions
 
     def result_distribution(self, a: int, operator: str, b: int) -> np.ndarray:
         """What the ideal policy writes behind `a operator b =`: probabilities of shape `(modulus,)`."""
-        return self._result_distributions[(a, operator, b)]
+        return self._transitions[operator, b][a]
+
+    @cached_property
+    def _cumulative(self) -> dict[tuple[str, int], list[list[float]]]:
+        sums = {operation: matrix.cumsum(axis=1) for operation, matrix in self._transitions.items()}
+        return {operation: (of_rows / of_rows[:, -1:]).tolist() for operation, of_rows in sums.items()}
 
     def sample_solution(self, prompt: str, rng: np.random.Generator) -> list[str]:
-        """A solution of the ideal policy: it errs at the given rates and goes on from what it wrote."""
-        value, chain = self.parse(prompt)
+        """
+        A solution of the ideal policy: it errs at the given rates and goes on from what it wrote.
+
+        Raises:
+            `ValueError`: for what is no problem of this task, in its values and its operations.
+        """
+        value, chain = self._parse_for_policy(prompt)
         steps = []
         for operator, b in chain:
-            written = int(rng.choice(self.modulus, p=self.result_distribution(value, operator, b)))
-            steps.append(f"{value}{operator}{b}={written}")
+            # what `rng.choice(modulus, p=...)` draws, in a tenth of the time
+            written = bisect_right(self._cumulative[operator, b][value], rng.random())
+            steps.append(_step(value, operator, b, written))
             value = written
-        return [*steps, f"#{value}"]
+        return [*steps, f"#{VALUES[value]}"]
 
     def exact_value(self, prompt: str, steps: Sequence[str] = (), eta: float = 0.0) -> float:
         r"""
@@ -305,188 +417,42 @@ class ArithmeticTask:
             `float`: the value, in [0, 1].
 
         Raises:
-            `ValueError`: for more steps than a solution has, or a last step that ends in no value of this task.
+            `ValueError`: for more steps than a solution has, a last step that ends in no value of this task, or what
+                is no problem of this task, in its values and its operations.
         """
-        start, chain = self.parse(prompt)
-        truth = int(self.solve(prompt)[-1][1:])
+        start, chain = self._parse_for_policy(prompt)
+        truth = VALUES.index(self.solve(prompt)[-1][1:])
         if steps:
             written = steps[-1][-1:]
             if len(steps) > len(chain) + 1 or not self._is_value(written):
                 raise ValueError(
                     f"{list(steps)!r} is not a prefix of a solution of {prompt.strip()!r} modulo {self.modulus}. A "
                     f"prefix has at most {len(chain) + 1} steps, and its last one ends in a value from 0 to "
-                    f"{self.modulus - 1}."
+                    f"{VALUES[self.modulus - 1]}."
                 )
-            start = int(written)
+            start = VALUES.index(written)
         distribution = np.zeros(self.modulus)
         distribution[start] = 1.0
         for operator, b in chain[len(steps) :]:
-            distribution = sum(distribution[a] * self.result_distribution(a, operator, b) for a in range(self.modulus))
+            distribution = (distribution[:, None] * self._transitions[operator, b]).sum(axis=0)
         return float(entropy_regularized_value_from_probability(min(1.0, distribution[truth]), eta))
 
 
-# The tiny models
+def check_whole(name: str, value: object, least: int | None) -> None:
+    """Raises `ValueError` unless `value` is an `int`, and at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}. Pass an int.")
+    if least is not None and value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}. Raise it, or leave it out.")
 
 
-def build_tokenizer() -> PreTrainedTokenizerBase:
-    """
-    The tokenizer of the embedded task: 80 tokens, no file needed.
-
-    An operation with its operand is one token (`*3`, and `*3=` inside a step), everything else is a character. Merged
-    so, a step is five tokens with its newline, and checking it depends on three of them: in our runs both the policy
-    and the PRM learnt several times faster than on single characters.
-
-    It is a `Qwen2Tokenizer`, because transformers loads any tokenizer beside a Qwen2 configuration as one, whatever
-    class it was saved as; the merged operations are added tokens, which that class keeps whole.
-    """
-    from tokenizers import AddedToken
-    from transformers import Qwen2Tokenizer
-
-    # Byte-level vocabularies write a newline as this letter.
-    characters = ["<pad>", "<eos>", "<unk>", *"0123456789+-*=#", "\u010a"]
-    tokenizer = Qwen2Tokenizer(
-        vocab={token: i for i, token in enumerate(characters)},
-        merges=[],
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
+def _is_chain(text: str) -> bool:
+    return (
+        len(text) % 2 == 1
+        and all(value in VALUES for value in text[::2])
+        and all(operator in "+-*" for operator in text[1::2])
     )
-    operations = [f"{o}{b}{e}" for o in "+-*" for b in range(10) for e in ("=", "")]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in [*operations, STEP_TAG]])
-    return tokenizer
 
 
-def build_model(
-    hidden_size: int = 64, num_layers: int = 2, initializer_range: float = 0.1, seed: int = 0
-) -> Qwen2ForCausalLM:
-    """
-    A Qwen2 of about 140k parameters with random weights, for [`build_tokenizer`]'s vocabulary.
-
-    Args:
-        hidden_size (`int`, *optional*, defaults to `64`):
-            Width; the feed-forward layers are four times as wide.
-        num_layers (`int`, *optional*, defaults to `2`):
-            Depth.
-        initializer_range (`float`, *optional*, defaults to `0.1`):
-            Standard deviation of the weights. Transformers' default of 0.02 is made for widths in the thousands;
-            at width 64 it leaves the layers nearly silent: in our runs learning then began several times later.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights. The global random state is left as it was.
-    """
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = build_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        initializer_range=initializer_range,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        classifier_dropout=0.0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)
-
-
-def train_policy(
-    task: ArithmeticTask,
-    output_dir: str | os.PathLike,
-    *,
-    num_steps: int = 600,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    solutions_per_problem: int = 5,
-    seed: int = 0,
-) -> Path:
-    """
-    Trains the tiny policy from random weights on solutions of the ideal policy, errors included, and saves it with its
-    tokenizer. A policy that is already there is kept if it was trained with the same arguments, and refused otherwise.
-
-    Args:
-        task ([`ArithmeticTask`]):
-            The task; only its training split is seen.
-        output_dir (`str` or `os.PathLike`):
-            Where the model goes.
-        num_steps (`int`, *optional*, defaults to `600`):
-            Optimizer steps (AdamW, linear decay): the least of our runs that came within two points of the ideal
-            policy's accuracy.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Solutions an optimizer step.
-        learning_rate (`float`, *optional*, defaults to `3e-3`):
-            Highest learning rate, reached after a tenth of the steps.
-        solutions_per_problem (`int`, *optional*, defaults to `5`):
-            Solutions drawn for each training problem.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights, the solutions and the order of the batches.
-
-    Returns:
-        `Path`: the directory of the model.
-    """
-    import torch
-    from transformers import Trainer, TrainingArguments
-
-    output_dir = Path(output_dir)
-    identity = {
-        "task": asdict(task),
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "solutions_per_problem": solutions_per_problem,
-        "seed": seed,
-    }
-    record = output_dir / "arithmetic_policy.json"
-    if record.exists():
-        if json.loads(record.read_text()) == identity:
-            return output_dir
-        raise ValueError(
-            f"{output_dir} holds a policy that was trained with other arguments ({record.read_text()}), not with "
-            f"{json.dumps(identity)}. Give another directory, or delete this one."
-        )
-
-    tokenizer, rng = build_tokenizer(), np.random.default_rng(seed)
-    rows = []
-    for problem in task.problems("train") * solutions_per_problem:
-        prompt_ids = tokenizer(f"{problem}\n", add_special_tokens=False)["input_ids"]
-        solution_ids = tokenizer("\n".join(task.sample_solution(problem, rng)), add_special_tokens=False)["input_ids"]
-        rows.append((prompt_ids, [*solution_ids, tokenizer.eos_token_id]))
-
-    def collate(batch):
-        # Every problem of a task has the same number of operations, hence every row the same number of tokens.
-        input_ids = torch.tensor([prompt + solution for prompt, solution in batch])
-        labels = torch.tensor([[-100] * len(prompt) + solution for prompt, solution in batch])
-        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
-
-    arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=num_steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup_steps=num_steps // 10,
-        weight_decay=0.01,
-        logging_steps=50,
-        save_strategy="no",
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        seed=seed,
-        disable_tqdm=None,
-    )
-    trainer = Trainer(model=build_model(seed=seed), args=arguments, train_dataset=rows, data_collator=collate)
-    trainer.train()
-    trainer.save_model()
-    tokenizer.save_pretrained(output_dir)
-    if trainer.is_world_process_zero():
-        # Written last: a directory without it is an interrupted training, which simply starts again.
-        record.write_text(json.dumps(identity))
-    trainer.accelerator.wait_for_everyone()
-    return output_dir
+def _step(value: int, operator: str, b: int, result: int) -> str:
+    return f"{VALUES[value]}{operator}{VALUES[b]}={VALUES[result]}"

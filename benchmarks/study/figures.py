@@ -151,6 +151,7 @@ def _policies(results: Results, difficulty: str) -> Any:
             x = [row[x_name] for row in histories[0]]
             means = [mean_over_seeds([100 * history[i]["sampled"] for history in histories]) for i in range(len(x))]
             panel.plot(x, [mean.mean for mean in means], **_style(config, label))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(x_name, fontsize=9)
     panels[0].set_ylabel("right answers of a sample, %", fontsize=9)

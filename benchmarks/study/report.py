@@ -264,6 +264,8 @@ def rollouts_table(results: Results, difficulty: str, measures: Sequence[Measure
                 values = {label: of_seeds for label, of_seeds in values.items() if not read_label(label).is_outcome}
             if values:
                 columns.append((measure, n, values))
+    if len({n for _, n, _ in columns}) < 2:
+        return ""  # nothing to compare yet
     rows = []
     for label in results.config.labels:
         cells = [_mean(results, measure, list(values.get(label, {}).values())) for measure, _, values in columns]
@@ -384,18 +386,17 @@ def _progress(results: Results) -> str:
     hours = sum(result["processor_seconds"] for result in results.of_units.values()) / 3600
     seeds = ", ".join(str(seed) for seed in results.config.seeds)
     say = f"{len(results.of_units):,} of {len(units):,} units finished"
-    missing: dict[str, dict[str, int]] = {}
+    missing: dict[tuple[str, int], list[str]] = {}  # labels by kind and rollouts, each as often as it is missing
     for unit in units:
         if unit not in results.of_units:
-            of_kind = missing.setdefault(unit.kind, {})
-            name = unit.prm_name if unit.label else ""
-            of_kind[name] = of_kind.get(name, 0) + 1
-    told = [
-        f"{kind} ({', '.join(f'{name}: {number}' if name else str(number) for name, number in of_kind.items())})"
-        for kind, of_kind in missing.items()
-    ]
+            missing.setdefault((unit.kind, unit.num_rollouts), []).append(unit.label)
+    told = []
+    for (kind, num_rollouts), labels in missing.items():
+        of = f" of {num_rollouts} rollouts" if num_rollouts else ""
+        names = f" ({', '.join(dict.fromkeys(labels))})" if labels[0] else ""
+        told.append(f"{len(labels)} {kind}{of}{names}")
     head = f"Seeds {seeds}; {f'**{say}**' if missing else say}; {hours:,.1f} processor hours."
-    return f"{head} Missing, by PRM: {'; '.join(told)}." if missing else head
+    return f"{head} Missing: {'; '.join(told)}." if missing else head
 
 
 def _overview(results: Results) -> str:

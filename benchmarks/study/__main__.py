@@ -9,7 +9,7 @@ from trl_erprm.manifest import open_run
 
 from .config import PARTS, read_config
 from .devices import DEVICES, check_device
-from .runner import run_units
+from .runner import check_units, run_units
 from .units import Unit, list_units
 
 HERE = Path(__file__).parent
@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.report_only:
         from .prms import add_share_errors  # takes seconds to import
 
+        units = list_units(config, parts)
         try:
+            check_units(config, units)
             for difficulty in config.difficulties:
                 open_run(root / difficulty, config.identity(difficulty), kind="study")
         except ValueError as error:
@@ -66,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
             except BlockingIOError:
                 parser.error(f"{root} is in use by another run. Give that one more --jobs, or another --output_dir")
-            units = list_units(config, parts)
             unfinished = run_units(config, units, args.jobs)
             for unit in units:
                 if unit.kind == "labels" and unit not in unfinished:

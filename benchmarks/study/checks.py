@@ -1,9 +1,11 @@
 """What a study's config may hold: asked once, before any work, so that no unit fails for it hours later."""
 
 import difflib
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from enum import Enum
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trl_erprm.prm.aggregation import check_aggregation
 
@@ -95,7 +97,7 @@ def check_best_of_n(settings: Any) -> None:
 def check_sections(sections: Mapping[str, Any]) -> None:
     """
     Raises `ValueError` unless each of the sections `labeling`, `prm`, `rft` and `grpo` has what the study asks for,
-    and else only fields of its config class that the study does not set itself.
+    and else only fields of its config class that the study does not set itself, with values of their types.
     """
     for name, settings in sections.items():
         check_settings(name, settings)
@@ -108,6 +110,12 @@ def check_sections(sections: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` holds {', '.join(taken)}, but the study sets that itself. Leave it out.")
         known = [field.name for field in fields(classes[name]) if field.init and field.name not in _OF_STUDY[name]]
         _check_names(name, settings, [*own, *known], own, f"fields of {classes[name].__name__}")
+        hints = get_type_hints(classes[name])
+        for key, value in settings.items():
+            if key in hints:
+                _check_type(f"{name}.{key}", value, hints[key])
+            if key in own:
+                check_integers(f"{name}.{key}", [value], least=1)
 
 
 def _check_names(
@@ -121,3 +129,27 @@ def _check_names(
         raise ValueError(f"`{section}` holds {', '.join(map(str, unknown))}, but may hold {accepted}.{hint}")
     if missing := [name for name in needed if name not in settings]:
         raise ValueError(f"`{section}` misses {', '.join(missing)}. Take benchmarks/study/config.yaml as a model.")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """YAML leaves text what no class would refuse before it calculates with it: `1e-3` has to be `1.0e-3` there."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if any(_fits(value, member) for member in members):
+        return
+    accepted = [str(getattr(member, "__name__", member)) for member in members]
+    is_number = {int, float} & set(members) and isinstance(value, str)
+    hint = " YAML reads 1e-3 as text: write 1.0e-3." if is_number else " Correct it."
+    raise ValueError(f"`{name}` must be {' or '.join(accepted)}, got {value!r}.{hint}")
+
+
+def _fits(value: Any, member: Any) -> bool:
+    kind = get_origin(member) or member
+    if kind is Any:
+        return True
+    if kind is Literal:
+        return value in get_args(member)
+    if issubclass(kind, Enum):
+        return value in [option.value for option in kind]
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)

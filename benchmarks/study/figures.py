@@ -64,10 +64,12 @@ def _figure(num_panels: int, columns: int = 3) -> tuple[Any, np.ndarray]:
     return figure, axes[:num_panels]
 
 
-def _style(config: StudyConfig, label: str) -> dict[str, Any]:
+def _style(config: StudyConfig, label: str, num_seeds: int) -> dict[str, Any]:
+    """How a label's line looks, and its name: with the number of its seeds where some are missing."""
     index = config.labels.index(label)
+    name = label if num_seeds == len(config.seeds) else f"{label} (n = {num_seeds})"
     color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
-    return {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.4, "label": label}
+    return {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.4, "label": name}
 
 
 def _best_of_n(results: Results, difficulty: str) -> Any:
@@ -84,7 +86,7 @@ def _best_of_n(results: Results, difficulty: str) -> Any:
         curves = [results.values(best_of_n(how, n), difficulty) for n in sizes]
         for label in curves[0]:
             means = [100 * float(np.mean(list(of_n[label].values()))) for of_n in curves]
-            panel.plot(sizes, means, **_style(config, label))
+            panel.plot(sizes, means, **_style(config, label, len(curves[0][label])))
         panel.set_xscale("log", base=2)
         panel.set_xticks(sizes, [str(n) for n in sizes])
         panel.set_title(how, fontsize=10)
@@ -120,7 +122,7 @@ def _scores(results: Results, difficulty: str) -> Any:
             name = None if index else "PRM, a line a seed; large dots: many steps"
             panel.plot(mean_p, score, color="#C04A00", linewidth=0.6, alpha=0.5)
             panel.scatter(mean_p, score, 2 + 200 * num_steps / num_steps.sum(), color="#C04A00", alpha=0.5, label=name)
-        panel.set_title(label, fontsize=10)
+        panel.set_title(_style(config, label, len(of_seeds))["label"], fontsize=10)
         panel.set_xlabel("exact p", fontsize=9)
         panel.set_ylim(-0.03, 1.03)
     panels[0].set_ylabel("score", fontsize=9)
@@ -150,7 +152,7 @@ def _policies(results: Results, difficulty: str) -> Any:
                 continue
             x = [row[x_name] for row in histories[0]]
             means = [mean_over_seeds([100 * history[i]["sampled"] for history in histories]) for i in range(len(x))]
-            panel.plot(x, [mean.mean for mean in means], **_style(config, label))
+            panel.plot(x, [mean.mean for mean in means], **_style(config, label, len(histories)))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(x_name, fontsize=9)

@@ -1,6 +1,7 @@
 """The parts `rft` and `grpo`: a policy after each, trained with a PRM and nothing else."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,10 @@ def _load_policy(directory: Path) -> tuple:
     return load_policy(ModelArguments(model_name_or_path=str(directory / "policy")))
 
 
-def run_rft(config: StudyConfig, unit: Unit) -> dict[str, Any]:
-    """Rejection-sampling fine-tuning. Gives what the trainer measures before and after each iteration."""
-    directory, settings = unit.directory(config.output_dir), dict(config.rft)
-    task = config.task(unit.difficulty, unit.seed)
-    held_out = task.dataset("test", settings.pop("num_eval_problems"))
-    work = directory / "rft" / unit.prm_name
-    args = RFTConfig(
-        str(work),
+def rft_config(config: StudyConfig, unit: Unit) -> RFTConfig:
+    """How a policy is fine-tuned."""
+    return RFTConfig(
+        str(_work(config, unit)),
         max_completion_length=config.max_new_tokens(unit.difficulty),
         generation_batch_size=BATCH_SIZES[config.device].generation,
         answer_how="arithmetic",
@@ -47,34 +44,17 @@ def run_rft(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         keep_models=1,
         seed=unit.seed,
         **trainer_arguments(config.device),
-        **settings,
+        **_of_trainer(config.rft),
     )
-    policy, tokenizer = _load_policy(directory)
-    trainer = RFTTrainer(
-        model=policy,
-        reward_funcs=_process_reward(config, unit),
-        args=args,
-        train_dataset=task.dataset("train"),
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-    )
-    trainer.remove_callback(PrinterCallback)
-    history = trainer.train()
-    shutil.rmtree(work)
-    names = ("iteration", "greedy", "sampled", "best_of_n", "majority", "oracle")
-    return {"history": [{name: row[name] for name in names} for row in history]}
 
 
-def run_grpo(config: StudyConfig, unit: Unit) -> dict[str, Any]:
-    """GRPO on the scores of the steps; on the score of the answer, one a completion, where only this was learnt."""
-    directory, settings = unit.directory(config.output_dir), dict(config.grpo)
-    task = config.task(unit.difficulty, unit.seed)
-    held_out = task.dataset("test", settings.pop("num_eval_problems"))
+def grpo_config(config: StudyConfig, unit: Unit) -> StepGRPOConfig:
+    """How a policy is trained by GRPO: on one score a completion where only the answer was learnt."""
+    settings = _of_trainer(config.grpo)
     if is_outcome := read_label(unit.label).is_outcome:
         settings["advantage_estimator"] = "outcome"
-    work = directory / "grpo" / unit.prm_name
-    args = StepGRPOConfig(
-        str(work),
+    return StepGRPOConfig(
+        str(_work(config, unit)),
         outcome_weight=1.0 if is_outcome else 0.0,
         reward_weights=[1.0, 0.0],  # the PRM; right answers are only watched
         max_completion_length=config.max_new_tokens(unit.difficulty),
@@ -85,14 +65,47 @@ def run_grpo(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         **trainer_arguments(config.device),
         **settings,
     )
+
+
+def _work(config: StudyConfig, unit: Unit) -> Path:
+    """Where a trainer writes what is removed behind it."""
+    return unit.directory(config.output_dir) / unit.kind / unit.prm_name
+
+
+def _of_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "num_eval_problems"}
+
+
+def run_rft(config: StudyConfig, unit: Unit) -> dict[str, Any]:
+    """Rejection-sampling fine-tuning. Gives what the trainer measures before and after each iteration."""
+    task, args = config.task(unit.difficulty, unit.seed), rft_config(config, unit)
+    policy, tokenizer = _load_policy(unit.directory(config.output_dir))
+    trainer = RFTTrainer(
+        model=policy,
+        reward_funcs=_process_reward(config, unit),
+        args=args,
+        train_dataset=task.dataset("train"),
+        eval_dataset=task.dataset("test", config.rft["num_eval_problems"]),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    history = trainer.train()
+    shutil.rmtree(args.output_dir)
+    names = ("iteration", "greedy", "sampled", "best_of_n", "majority", "oracle")
+    return {"history": [{name: row[name] for name in names} for row in history]}
+
+
+def run_grpo(config: StudyConfig, unit: Unit) -> dict[str, Any]:
+    """GRPO on the scores of the steps; on the score of the answer, one a completion, where only this was learnt."""
+    task, args = config.task(unit.difficulty, unit.seed), grpo_config(config, unit)
     set_seed(unit.seed)
-    policy, tokenizer = _load_policy(directory)
+    policy, tokenizer = _load_policy(unit.directory(config.output_dir))
     trainer = StepGRPOTrainer(
         policy,
         [_process_reward(config, unit, reward_if_malformed=0.0), AnswerReward("arithmetic")],
         args=args,
         train_dataset=task.dataset("train"),
-        eval_dataset=held_out,
+        eval_dataset=task.dataset("test", config.grpo["num_eval_problems"]),
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
@@ -104,5 +117,5 @@ def run_grpo(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         for entry in trainer.state.log_history
         if name in entry and entry["step"] > 0
     ]
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(args.output_dir, ignore_errors=True)
     return {"history": history}

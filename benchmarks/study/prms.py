@@ -27,9 +27,39 @@ def load_policy_engine(directory: Path, device: str) -> RolloutEngine:
     return load_engine("transformers", model=model.to(device), tokenizer=tokenizer, batch_size=batch_size)
 
 
+def labeling_config(config: StudyConfig, unit: Unit) -> LabelingConfig:
+    """How the prefixes of a task are rolled out."""
+    return LabelingConfig(
+        num_rollouts=config.most_rollouts,
+        eta=0.0,  # of no effect: PRMs make their labels from the counts
+        max_new_tokens=config.max_new_tokens(unit.difficulty),
+        verify_how="arithmetic",
+        prefixes_per_chunk=BATCH_SIZES[config.device].chunk,
+        seed=unit.seed,
+        **{name: value for name, value in config.labeling.items() if name != "num_prompts"},
+    )
+
+
+def prm_config(config: StudyConfig, unit: Unit) -> ERPRMConfig:
+    """How a PRM is trained."""
+    label = read_label(unit.label)
+    return ERPRMConfig(
+        str(unit.directory(config.output_dir) / "prms" / unit.prm_name),
+        eta=label.eta,
+        train_on_last_step_only=label.is_outcome,
+        head="token_classification",
+        max_length=config.max_length(unit.difficulty),
+        padding_free=False,  # short rows of like lengths on a tiny model: one batched call is faster
+        logging_steps=0.2,  # of all steps: the last fifth is what is kept
+        seed=unit.seed + label.seed_offset,
+        **trainer_arguments(config.device),
+        **config.prm,
+    )
+
+
 def make_labels(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     """Trains the policy, samples solutions and rolls out their prefixes. The counts are what is kept."""
-    directory = unit.directory(config.output_dir)
+    directory, labeling = unit.directory(config.output_dir), labeling_config(config, unit)
     task = config.task(unit.difficulty, unit.seed)
     train_policy(
         task,
@@ -40,17 +70,7 @@ def make_labels(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         **config.policy(unit.difficulty),
     )
 
-    settings = dict(config.labeling)
-    prompts = task.dataset("train", settings.pop("num_prompts"))
-    labeling = LabelingConfig(
-        num_rollouts=config.most_rollouts,
-        eta=0.0,  # of no effect: PRMs make their labels from the counts
-        max_new_tokens=config.max_new_tokens(unit.difficulty),
-        verify_how="arithmetic",
-        prefixes_per_chunk=BATCH_SIZES[config.device].chunk,
-        seed=unit.seed,
-        **settings,
-    )
+    prompts = task.dataset("train", config.labeling["num_prompts"])
     engine = load_policy_engine(directory, config.device)
     labeler = MonteCarloLabeler(engine, labeling, policy_name=f"policy of seed {unit.seed}")
     rows = labeler.label(prompts, directory / "labels")
@@ -137,20 +157,8 @@ def train_prm(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     task, as the paper's do. In our own run, 504 steps on 4,000 solutions gave a step AUROC of 0.93, from random
     weights of 0.79 to 0.82.
     """
-    directory, label = unit.directory(config.output_dir), read_label(unit.label)
+    directory, args = unit.directory(config.output_dir), prm_config(config, unit)
     rows = labelled_rows(directory)
-    args = ERPRMConfig(
-        str(directory / "prms" / unit.prm_name),
-        eta=label.eta,
-        train_on_last_step_only=label.is_outcome,
-        head="token_classification",
-        max_length=config.max_length(unit.difficulty),
-        padding_free=False,  # short rows of like lengths on a tiny model: one batched call is faster
-        logging_steps=0.2,  # of all steps: the last fifth is what is kept
-        seed=unit.seed + label.seed_offset,
-        **trainer_arguments(config.device),
-        **config.prm,
-    )
     trainer = ERPRMTrainer(
         str(directory / "policy"),
         args=args,

@@ -4,11 +4,34 @@ import contextlib
 import multiprocessing
 import time
 import traceback
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 from .config import StudyConfig
 from .devices import prepare_process, release_memory
 from .units import Unit, requirements, write_result
+
+
+def check_units(config: StudyConfig, units: Iterable[Unit]) -> None:
+    """Raises `ValueError` where a config class refuses what a unit will hand to it, before any unit is begun."""
+    from . import policies, prms
+
+    build = {
+        "labels": ("labeling", prms.labeling_config),
+        "prm": ("prm", prms.prm_config),
+        "rft": ("rft", policies.rft_config),
+        "grpo": ("grpo", policies.grpo_config),
+    }
+    checked = set()
+    for unit in units:
+        if unit.kind not in build or (setting := (unit.kind, unit.difficulty, unit.label)) in checked:
+            continue
+        checked.add(setting)
+        section, build_config = build[unit.kind]
+        try:
+            build_config(config, unit)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{section}` of {unit.name}: {error}") from error
 
 
 def run_unit(config: StudyConfig, unit: Unit) -> str:

@@ -84,6 +84,10 @@ def test_a_config_without_a_setting_names_it(tmp_path):
         ({"labeling": {"temperature": 1.0}}, "`labeling` misses num_prompts"),
         ({"labeling": {**SMALL["labeling"], "eta": 1.0}}, "`labeling` holds eta, but the study sets that itself"),
         ({"prm": {"seed": 1, "bf16": True}}, "`prm` holds bf16, seed, but the study sets that itself"),
+        ({"prm": {"learning_rate": "1e-3"}}, r"`prm.learning_rate` must be float, got '1e-3'.*write 1\.0e-3"),
+        ({"prm": {"per_device_train_batch_size": 6.5}}, r"`prm.per_device_train_batch_size` must be int, got 6\.5"),
+        ({"labeling": {"num_prompts": 0}}, "`labeling.num_prompts` must be at least 1 each, got 0"),
+        ({"rft": {"num_eval_problems": 9, "num_samples": True}}, "`rft.num_samples` must be int, got True"),
     ],
 )  # fmt: skip
 def test_values_that_no_study_can_have(changes, message, tmp_path):
@@ -124,6 +128,26 @@ def test_what_the_study_sets_itself_is_refused(tmp_path, monkeypatch):
 
 
 # Arguments
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("prm", {"loss_type": "hinge"}, "`prm` of default seed 0 prm soft-8: "),
+        ("prm", {"lr_scheduler_type": "cosin"}, "`prm` of default seed 0 prm soft-8: "),
+        ("labeling", {"temperature": -1.0}, "`labeling` of default seed 0 labels: "),
+        ("rft", {"num_samples": 0}, "`rft` of default seed 0 rft soft-8: "),
+        ("grpo", {"advantage_estimator": "mean"}, "`grpo` of default seed 0 grpo soft-8: "),
+    ],
+)
+def test_what_a_trainer_refuses_is_told_before_any_work(section, change, message, tmp_path, capsys):
+    path, root = tmp_path / "config.yaml", tmp_path / "study"
+    path.write_text(yaml.safe_dump({**SMALL, section: {**SMALL[section], **change}}))
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--config", str(path), "--output_dir", str(root)])
+    error = capsys.readouterr().err
+    assert message in error and repr(next(iter(change.values()))).strip("'") in error
+    assert not list(root.rglob("*"))  # no task was begun
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from trl_erprm.choices import check_choice
 from trl_erprm.prm.aggregation import check_aggregation
 
 from .devices import trainer_arguments
@@ -36,6 +37,7 @@ _OF_STUDY = {
 }
 """By section, the fields of its config class that the study sets: [`prms`] and [`policies`]."""
 
+_OF_LONGER_TRAINING = ("difficulties", "labels", "num_train_epochs")
 _OF_BEST_OF_N = ("num_problems", "num_candidates", "sizes", "aggregations")
 
 
@@ -91,6 +93,26 @@ def check_best_of_n(settings: Any) -> None:
         raise ValueError(
             f"`best_of_n.sizes` must not exceed `num_candidates`, got {settings['sizes']} and "
             f"{settings['num_candidates']}."
+        )
+
+
+def check_longer_training(
+    settings: Any, difficulties: Iterable[str], labels: Iterable[str], prm: Mapping[str, Any]
+) -> None:
+    """Raises `ValueError` unless the section `longer_training` is empty, or trains PRMs of the study for longer."""
+    check_settings("longer_training", settings)
+    if not settings:
+        return
+    _check_names("longer_training", settings, _OF_LONGER_TRAINING, needed=_OF_LONGER_TRAINING)
+    for name, known in (("difficulties", difficulties), ("labels", labels)):
+        check_list(f"longer_training.{name}", settings[name], str)
+        for value in settings[name]:
+            check_choice(f"longer_training.{name}", value, tuple(known))
+    check_integers("longer_training.num_train_epochs", [settings["num_train_epochs"]], least=1)
+    if settings["num_train_epochs"] <= prm.get("num_train_epochs", 0):
+        raise ValueError(
+            f"`longer_training.num_train_epochs` must be above `prm.num_train_epochs`, got "
+            f"{settings['num_train_epochs']} and {prm['num_train_epochs']}."
         )
 
 

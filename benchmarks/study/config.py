@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ import yaml
 from trl_erprm.arithmetic import ArithmeticTask
 from trl_erprm.choices import check_choice
 
-from .checks import check_best_of_n, check_integers, check_list, check_sections, check_settings
+from .checks import (
+    check_best_of_n,
+    check_integers,
+    check_list,
+    check_longer_training,
+    check_sections,
+    check_settings,
+)
 from .devices import DEVICES
 
 PARTS = ("labels", "prms", "best_of_n", "rft", "grpo")
@@ -29,7 +36,7 @@ _OF_POLICY = {
     "num_layers": "num_layers",
 }
 """Fields of a difficulty that are of the policy, and the arguments of [`train_policy`] that they are."""
-_OF_TASK = tuple(field.name for field in fields(ArithmeticTask) if field.name != "seed")
+_OF_TASK = tuple(one.name for one in fields(ArithmeticTask) if one.name != "seed")
 
 _ER = re.compile(r"er-(?P<eta>\d+(\.\d+)?)")
 
@@ -96,6 +103,8 @@ class StudyConfig:
         best_of_n (`dict`): `num_problems`, `num_candidates`, `sizes` and `aggregations`.
         rft (`dict`): fields of [`RFTConfig`], and `num_eval_problems`.
         grpo (`dict`): fields of [`StepGRPOConfig`], and `num_eval_problems`.
+        longer_training (`dict`): PRMs of the most rollouts that are trained for more epochs besides: `difficulties`,
+            `labels` and `num_train_epochs`. Empty: none.
         device (`str`): `"cpu"` or `"cuda"`, one GPU for all processes.
     """
 
@@ -110,6 +119,7 @@ class StudyConfig:
     best_of_n: dict[str, Any]
     rft: dict[str, Any]
     grpo: dict[str, Any]
+    longer_training: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -135,6 +145,12 @@ class StudyConfig:
             self._check_difficulty(name, settings)
         check_choice("device", self.device, DEVICES)
         check_sections({name: getattr(self, name) for name in ("labeling", "prm", "rft", "grpo")})
+        check_longer_training(self.longer_training, self.difficulties, self.labels, self.prm)
+        if self.longer_training and BASELINE not in self.longer_training["labels"]:
+            raise ValueError(
+                f"`longer_training.labels` must hold {BASELINE!r}, with which all are compared, got "
+                f"{self.longer_training['labels']}."
+            )
 
     def _check_difficulty(self, name: Any, settings: Any) -> None:
         check_list("difficulties", [name], str)  # it names a directory
@@ -183,7 +199,8 @@ class StudyConfig:
         return max(128, prompt + self.max_new_tokens(difficulty))
 
     def identity(self, difficulty: str) -> dict[str, Any]:
-        """What makes two studies the same: seeds, labels and smaller numbers of rollouts may be added to one."""
+        """What makes two studies the same: seeds, labels, smaller numbers of rollouts and
+        longer training may be added to one."""
         return {
             "most_rollouts": self.most_rollouts,
             "difficulty": self.difficulties[difficulty],
@@ -201,7 +218,7 @@ def _type(key: str) -> Any:
     """What the value of a difficulty's field must be."""
     if key in _OF_POLICY:
         return int | float if key == "policy_learning_rate" else int
-    default = next(field.default for field in fields(ArithmeticTask) if field.name == key)
+    default = next(one.default for one in fields(ArithmeticTask) if one.name == key)
     return int | float if isinstance(default, float) else type(default)
 
 
@@ -222,7 +239,7 @@ def read_config(path: str | Path, **changes: Any) -> StudyConfig:
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} must hold the names and values of a study, got {values!r}.")
     values = {**values, **{name: value for name, value in changes.items() if value is not None}}
-    names = {field.name: field.default is MISSING for field in fields(StudyConfig)}
+    names = {one.name: one.default is one.default_factory is MISSING for one in fields(StudyConfig)}
     if unknown := values.keys() - names:
         raise ValueError(
             f"{path} holds {', '.join(sorted(map(str, unknown)))}, but a study has {', '.join(sorted(names))}."

@@ -1,6 +1,7 @@
 """The part `best_of_n`: what candidates are worth, what exact values would choose, and how good each PRM is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def measure_prm(config: StudyConfig, unit: Unit) -> dict[str, Any]:
         **probability_measures(pool, scores, label.eta, 0 if label.is_outcome else unit.num_rollouts),
     }
     if unit.label not in (BASELINE, "outcome"):
-        of_soft = np.load(directory / "scores" / f"{BASELINE}-{unit.num_rollouts}.npy")
+        of_soft = np.load(directory / "scores" / f"{replace(unit, label=BASELINE).prm_name}.npy")
         result["order_as_soft"] = {}
         for how in settings["aggregations"]:
             pairs, inverted, same = compare_order(pool, aggregated(scores, how), aggregated(of_soft, how))

@@ -53,7 +53,7 @@ def prm_config(config: StudyConfig, unit: Unit) -> ERPRMConfig:
         logging_steps=0.2,  # of all steps: the last fifth is what is kept
         seed=unit.seed + label.seed_offset,
         **trainer_arguments(config.device),
-        **config.prm,
+        **({**config.prm, "num_train_epochs": unit.num_epochs} if unit.num_epochs else config.prm),
     )
 
 

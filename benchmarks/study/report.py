@@ -90,6 +90,7 @@ def summary(results: Results, images: Mapping[str, str], heading: str = "##", ta
             ("differences from soft labels", [difference_matrix(results, difficulty, compared)]),
             ("what was found", [findings(results, difficulty, [*compared, *_by_aggregation(config)])]),
             ("fewer rollouts", [rollouts] if len(config.num_rollouts) > 1 else []),
+            ("longer training", longer_training_tables(results, difficulty, [STEP_AUROC, best_of_n("min", largest)])),
             ("the theory, on exact values", [exact_verdict(results, difficulty)]),
         ]
         parts += _sections(sections, f"{heading} {difficulty.capitalize()}")
@@ -120,6 +121,7 @@ def report(results: Results, images: Mapping[str, str], heading: str = "##") -> 
         headline = [*compared[:4], P_BIAS, P_BIAS_IF_PERFECT, *compared[4:]]
         by_n = [best_of_n("min", n) for n in sizes]
         by_how = _by_aggregation(config)
+        few = [measure for measure in by_n if measure == best_of_n("min", _FEW_CANDIDATES)]
         sections = [
             ("labels against each other", _with_notes(means_table(results, difficulty, headline))),
             ("differences from soft labels", [differences_table(results, difficulty, compared)]),
@@ -134,6 +136,7 @@ def report(results: Results, images: Mapping[str, str], heading: str = "##") -> 
                 "fewer rollouts",
                 [rollouts_table(results, difficulty, [STEP_AUROC, P_ERROR, best_of_n("min", largest)])],
             ),
+            ("longer training", longer_training_tables(results, difficulty, [*compared[:4], *few, *by_how])),
             ("the theory, on exact values", [exact_table(results, difficulty)]),
             ("the theory, on trained PRMs", [order_table(results, difficulty)]),
         ]
@@ -189,9 +192,9 @@ def differences_table(results: Results, difficulty: str, measures: Sequence[Meas
     return table(["Measure", "Labels", "Minus soft", "95 %", "d", "p (Holm)", "Seeds"], rows)
 
 
-def difference_matrix(results: Results, difficulty: str, measures: Sequence[Measure]) -> str:
+def difference_matrix(results: Results, difficulty: str, measures: Sequence[Measure], num_epochs: int = 0) -> str:
     """A row a label, a column a measure: its difference from soft labels, bold where it is one."""
-    of_measures = {measure: _compared(results, difficulty, measure) for measure in measures}
+    of_measures = {measure: _compared(results, difficulty, measure, num_epochs) for measure in measures}
     measures = [measure for measure in measures if of_measures[measure]]
     rows = []
     for label in results.config.labels:
@@ -272,6 +275,28 @@ def rollouts_table(results: Results, difficulty: str, measures: Sequence[Measure
         if any(cells):
             rows.append([label, *cells])
     return table(["Labels", *(f"{_head(measure)}: {n}" for measure, n, _ in columns)], rows)
+
+
+def longer_training_tables(results: Results, difficulty: str, measures: Sequence[Measure]) -> list[str]:
+    """PRMs that are trained longer: a row a label, a column a measure and number of epochs; and their differences."""
+    longer = results.config.longer_training
+    if not longer:
+        return []
+    epochs = longer["num_train_epochs"]
+    columns, heads = [], []
+    for measure in measures:
+        found = results.values(measure, difficulty, num_epochs=epochs)
+        if found:
+            columns += [(measure, results.values(measure, difficulty)), (measure, found)]
+            heads += [f"{_head(measure)}: {n} epochs" for n in (results.config.prm["num_train_epochs"], epochs)]
+    rows = [
+        [label, *(_mean(results, measure, list(of_labels.get(label, {}).values())) for measure, of_labels in columns)]
+        for label in longer["labels"]
+    ]
+    if not columns:
+        return []
+    differences = difference_matrix(results, difficulty, measures, epochs)
+    return [table(["Labels", *heads], rows), f"After {epochs} epochs, differences from soft labels. {differences}"]
 
 
 def exact_table(results: Results, difficulty: str) -> str:
@@ -386,13 +411,14 @@ def _progress(results: Results) -> str:
     hours = sum(result["processor_seconds"] for result in results.of_units.values()) / 3600
     seeds = ", ".join(str(seed) for seed in results.config.seeds)
     say = f"{len(results.of_units):,} of {len(units):,} units finished"
-    missing: dict[tuple[str, int], list[str]] = {}  # labels by kind and rollouts, each as often as it is missing
+    missing: dict[tuple[str, int, int], list[str]] = {}  # labels by their PRMs, each as often as it is missing
     for unit in units:
         if unit not in results.of_units:
-            missing.setdefault((unit.kind, unit.num_rollouts), []).append(unit.label)
+            missing.setdefault((unit.kind, unit.num_rollouts, unit.num_epochs), []).append(unit.label)
     told = []
-    for (kind, num_rollouts), labels in missing.items():
+    for (kind, num_rollouts, num_epochs), labels in missing.items():
         of = f" of {num_rollouts} rollouts" if num_rollouts else ""
+        of += f" and {num_epochs} epochs" if num_epochs else ""
         names = f" ({', '.join(dict.fromkeys(labels))})" if labels[0] else ""
         told.append(f"{len(labels)} {kind}{of}{names}")
     head = f"Seeds {seeds}; {f'**{say}**' if missing else say}; {hours:,.1f} processor hours."
@@ -452,8 +478,8 @@ def _with_notes(headline: str) -> list[str]:
 # Their cells
 
 
-def _compared(results: Results, difficulty: str, measure: Measure) -> dict[str, Difference]:
-    return compare_with(BASELINE, results.values(measure, difficulty))
+def _compared(results: Results, difficulty: str, measure: Measure, num_epochs: int = 0) -> dict[str, Difference]:
+    return compare_with(BASELINE, results.values(measure, difficulty, num_epochs=num_epochs))
 
 
 def _verdict(measure: Measure, difference: Difference) -> str:

@@ -45,6 +45,9 @@ RFT = Measure("RFT", "rft", ("history", -1, "sampled"), "%")
 GRPO = Measure("GRPO", "grpo", ("history", -1, "sampled"), "%")
 
 
+_OF_UNIT = ("difficulty", "seed", "kind", "label", "num_rollouts", "num_epochs")
+
+
 def best_of_n(aggregation: str, n: int) -> Measure:
     """The accuracy of best of n by an aggregation."""
     return Measure(f"best of {n}, {aggregation}", "scores", ("best_of_n", aggregation, str(n)), "%")
@@ -63,21 +66,23 @@ class Results:
         found = {unit: read_result(unit.path(config.output_dir)) for unit in list_units(config, PARTS)}
         return cls(config, {unit: result for unit, result in found.items() if result is not None})
 
-    def of(self, kind: str, difficulty: str, label: str = "", num_rollouts: int = 0) -> dict[int, dict[str, Any]]:
+    def of(
+        self, kind: str, difficulty: str, label: str = "", num_rollouts: int = 0, num_epochs: int = 0
+    ) -> dict[int, dict[str, Any]]:
         """The result of each seed, for one kind of unit and one PRM. An outcome model is one for all rollouts."""
         if label == "outcome":
             num_rollouts = self.config.most_rollouts
-        units = (Unit(kind, difficulty, seed, label, num_rollouts) for seed in self.config.seeds)
+        units = (Unit(kind, difficulty, seed, label, num_rollouts, num_epochs) for seed in self.config.seeds)
         return {unit.seed: self.of_units[unit] for unit in units if unit in self.of_units}
 
     def values(
-        self, measure: Measure, difficulty: str, num_rollouts: int | None = None
+        self, measure: Measure, difficulty: str, num_rollouts: int | None = None, num_epochs: int = 0
     ) -> dict[str, dict[int, float]]:
         """By label, the measure of each seed; labels that do not have it are left out."""
         num_rollouts = self.config.most_rollouts if num_rollouts is None else num_rollouts
         found = {}
         for label in self.config.labels:
-            results = self.of(measure.kind, difficulty, label, num_rollouts)
+            results = self.of(measure.kind, difficulty, label, num_rollouts, num_epochs)
             values = {seed: value_at(result, measure.path) for seed, result in results.items()}
             values = {seed: value for seed, value in values.items() if value is not None}
             if values:
@@ -87,15 +92,14 @@ class Results:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every number of every unit, by its path in the result."""
         for unit, result in self.of_units.items():
-            of_unit = {name: getattr(unit, name) for name in ("difficulty", "seed", "kind", "label", "num_rollouts")}
+            of_unit = {name: getattr(unit, name) for name in _OF_UNIT}
             for path, value in _leaves(result):
                 yield {**of_unit, "measure": path, "value": value}
 
     def csv(self) -> str:
         """[`rows`] as a table of comma-separated values."""
         text = io.StringIO()
-        names = ["difficulty", "seed", "kind", "label", "num_rollouts", "measure", "value"]
-        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer = csv.DictWriter(text, [*_OF_UNIT, "measure", "value"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows())
         return text.getvalue()

@@ -29,6 +29,7 @@ class Unit:
             PRM), `"scores"` (measures of a PRM), `"rft"` or `"grpo"`.
         difficulty (`str`), seed (`int`): which task.
         label (`str`), num_rollouts (`int`): which PRM; empty and 0 where there is none.
+        num_epochs (`int`): of a PRM that is trained longer than the others, else 0.
     """
 
     kind: str
@@ -36,11 +37,13 @@ class Unit:
     seed: int
     label: str = ""
     num_rollouts: int = 0
+    num_epochs: int = 0
 
     @property
     def prm_name(self) -> str:
         """Name of its PRM. An outcome model learns from no rollout, so there is one for all numbers of them."""
-        return self.label if self.label == "outcome" else f"{self.label}-{self.num_rollouts}"
+        name = self.label if self.label == "outcome" else f"{self.label}-{self.num_rollouts}"
+        return f"{name}-{self.num_epochs}-epochs" if self.num_epochs else name
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ class Unit:
 def requirements(unit: Unit) -> list[Unit]:
     """The units that have to be finished before."""
     task = {"difficulty": unit.difficulty, "seed": unit.seed}
-    prm = {"label": unit.label, "num_rollouts": unit.num_rollouts}
+    prm = {"label": unit.label, "num_rollouts": unit.num_rollouts, "num_epochs": unit.num_epochs}
     if unit.kind == "labels":
         return []
     if unit.kind in ("prm", "pool"):
@@ -68,8 +71,8 @@ def requirements(unit: Unit) -> list[Unit]:
     if unit.kind in ("rft", "grpo"):
         return [Unit("prm", **task, **prm)]
     needed = [Unit("prm", **task, **prm), Unit("pool", **task)]
-    if unit.label not in (BASELINE, "outcome"):  # ranks are compared with those by soft labels of as many rollouts
-        needed.append(Unit("scores", **task, label=BASELINE, num_rollouts=unit.num_rollouts))
+    if unit.label not in (BASELINE, "outcome"):  # ranks are compared with those by soft labels, all else being equal
+        needed.append(Unit("scores", **task, **{**prm, "label": BASELINE}))
     return needed
 
 
@@ -93,6 +96,10 @@ def list_units(config: StudyConfig, parts: Iterable[str]) -> list[Unit]:
                 if label == "outcome" and num_rollouts != config.most_rollouts:
                     continue
                 wanted += [Unit(kind, *task, label, num_rollouts) for task in tasks]
+        if not is_policy and (longer := config.longer_training):
+            for label in longer["labels"]:
+                prm = (label, config.most_rollouts, longer["num_train_epochs"])
+                wanted += [Unit(kind, *task, *prm) for task in tasks if task[0] in longer["difficulties"]]
     return _with_requirements(wanted)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.study import __main__ as command
-from benchmarks.study import measures, runner
+from benchmarks.study import measures, prms, runner
 from benchmarks.study.config import PARTS, StudyConfig, read_config
 from benchmarks.study.paired import compare_with, paired_difference
 from benchmarks.study.pool import Pool, expected_labels
@@ -61,7 +61,7 @@ def test_examples(name):
 
 def test_both_configs_have_the_same_settings():
     full, small = (yaml.safe_load((STUDY / name).read_text()) for name in ("config.yaml", "small.yaml"))
-    assert full.keys() == small.keys()
+    assert full.keys() - small.keys() == {"longer_training"}
     for name in ("labeling", "prm", "best_of_n", "rft", "grpo"):
         assert full[name].keys() == small[name].keys(), name
     config = read_config(STUDY / "config.yaml")
@@ -79,13 +79,35 @@ def test_seeds_are_innermost():
     units = [unit for unit in list_units(config, PARTS) if unit.kind == "prm"]
     counts: dict[tuple, int] = {}
     for unit in units:
-        key = (unit.difficulty, unit.label, unit.num_rollouts)
+        key = (unit.difficulty, unit.label, unit.num_rollouts, unit.num_epochs)
         started = [n for n in counts.values() if n < len(config.seeds)]
         assert len(started) <= len(config.difficulties)  # a setting is done for all seeds before the next one begins
         counts[key] = counts.get(key, 0) + 1
     assert set(counts.values()) == {10}
-    assert [key for key in counts if key[1] == "outcome"] == [("default", "outcome", 16), ("long", "outcome", 16)]
-    assert len(counts) == 2 * (8 * 3 + 1)
+    assert [key for key in counts if key[1] == "outcome"] == [
+        ("default", "outcome", 16, 0),
+        ("long", "outcome", 16, 0),
+    ]
+    longer = [key for key in counts if key[3]]
+    assert longer == [
+        (name, label, 16, 15) for label in config.longer_training["labels"] for name in ("default", "long")
+    ]
+    assert len(counts) == 2 * (8 * 3 + 1) + len(longer)
+    assert list(counts)[-len(longer) :] == longer  # behind all others
+
+
+def test_longer_training_has_files_of_its_own_and_its_own_baseline():
+    task = {"difficulty": "long", "seed": 0}
+    unit = Unit("scores", **task, label="er-2", num_rollouts=16, num_epochs=15)
+    assert unit.path("root").name == "scores-er-2-16-15-epochs.json"
+    assert requirements(unit) == [
+        Unit("prm", **task, label="er-2", num_rollouts=16, num_epochs=15),
+        Unit("pool", **task),
+        Unit("scores", **task, label="soft", num_rollouts=16, num_epochs=15),
+    ]
+    config = read_config(STUDY / "config.yaml")
+    assert prms.prm_config(config, unit).num_train_epochs == 15
+    assert prms.prm_config(config, replace(unit, num_epochs=0)).num_train_epochs == 5
 
 
 def test_requirements_come_first(config):

@@ -13,6 +13,7 @@ from benchmarks.study.units import Unit
 from trl_erprm import ERPRMConfig, LabelingConfig, RFTConfig, StepGRPOConfig
 
 STUDY = Path(__file__).resolve().parents[2] / "benchmarks" / "study"
+LONGER = {"difficulties": ["default"], "labels": ["soft"], "num_train_epochs": 9}
 SMALL = yaml.safe_load((STUDY / "small.yaml").read_text())
 
 
@@ -87,6 +88,11 @@ def test_a_config_without_a_setting_names_it(tmp_path):
         ({"prm": {"learning_rate": "1e-3"}}, r"`prm.learning_rate` must be float, got '1e-3'.*write 1\.0e-3"),
         ({"prm": {"per_device_train_batch_size": 6.5}}, r"`prm.per_device_train_batch_size` must be int, got 6\.5"),
         ({"labeling": {"num_prompts": 0}}, "`labeling.num_prompts` must be at least 1 each, got 0"),
+        ({"longer_training": {"labels": ["soft"]}}, "`longer_training` misses difficulties, num_train_epochs"),
+        ({"longer_training": {**LONGER, "labels": ["er-5"]}}, "`longer_training.labels` must be one of .*'er-5'"),
+        ({"longer_training": {**LONGER, "labels": ["hard"]}}, "`longer_training.labels` must hold 'soft'"),
+        ({"longer_training": {**LONGER, "difficulties": ["x"]}}, "`longer_training.difficulties` must be one of"),
+        ({"longer_training": {**LONGER, "num_train_epochs": 6}}, "must be above `prm.num_train_epochs`, got 6 and 6"),
         ({"rft": {"num_eval_problems": 9, "num_samples": True}}, "`rft.num_samples` must be int, got True"),
     ],
 )  # fmt: skip

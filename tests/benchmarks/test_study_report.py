@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.study import report
+from benchmarks.study import figures, report
 from benchmarks.study.config import PARTS, StudyConfig, read_config
 from benchmarks.study.results import P_ERROR, STEP_AUROC, Results, best_of_n
 from benchmarks.study.units import Unit, list_units, write_result
@@ -22,7 +22,9 @@ def config(tmp_path) -> StudyConfig:
     return read_config(STUDY / "small.yaml", output_dir=str(tmp_path / "study"), num_rollouts=[16, 4])
 
 
-def write_scores(config: StudyConfig, seed: int, label: str, num_rollouts: int = 16, **values) -> None:
+def write_scores(
+    config: StudyConfig, seed: int, label: str, num_rollouts: int = 16, num_epochs: int = 0, **values
+) -> None:
     """Results of a unit, of which only what the tables under test read is set."""
     result = {
         "step_auroc": 0.5,
@@ -37,7 +39,8 @@ def write_scores(config: StudyConfig, seed: int, label: str, num_rollouts: int =
     }
     if label not in ("soft", "outcome"):
         result["order_as_soft"] = {how: {"inverted_share": 0.1, "same_choice": 0.8} for how in AGGREGATIONS}
-    write_result(Unit("scores", "default", seed, label, num_rollouts).path(config.output_dir), {**result, **values})
+    unit = Unit("scores", "default", seed, label, num_rollouts, num_epochs)
+    write_result(unit.path(config.output_dir), {**result, **values})
 
 
 def write_labels(config: StudyConfig, seed: int) -> None:
@@ -83,8 +86,8 @@ def test_report_says_which_labels_are_better_and_which_are_not(config):
     assert "- step AUROC (4 seeds): better: er-10; worse: hard" in short
     assert "inverted pairs" not in short and "### Default: best of n, by min" not in short
     lines = results.csv().splitlines()
-    assert "default,3,scores,hard,16,step_auroc,0.712" in lines
-    assert "default,3,scores,hard,16,best_of_n/min/64,0.5" in lines
+    assert "default,3,scores,hard,16,0,step_auroc,0.712" in lines
+    assert "default,3,scores,hard,16,0,best_of_n/min/64,0.5" in lines
 
 
 def test_report_of_nothing(config):
@@ -209,6 +212,38 @@ def test_a_finished_study_says_what_it_is_of(config):
     text = report._progress(Results.read(config))
     num_units = len(list_units(config, PARTS))
     assert text == f"Seeds 0, 1, 2; {num_units} of {num_units} units finished; {num_units}.0 processor hours."
+
+
+def test_longer_training_stands_beside_the_rest_and_is_compared_with_its_own_baseline(config):
+    longer = {"difficulties": ["default"], "labels": ["soft", "er-2"], "num_train_epochs": 9}
+    config = replace(config, seeds=[0, 1], longer_training=longer)
+    for seed in config.seeds:
+        write_labels(config, seed)
+        for label, auroc in (("soft", 0.6), ("er-2", 0.5)):
+            write_scores(config, seed, label, step_auroc=auroc)
+    tables = report.longer_training_tables(Results.read(config), "default", [STEP_AUROC])
+    assert tables == []  # nothing yet
+    for seed in config.seeds:
+        write_scores(config, seed, "soft", num_epochs=9, step_auroc=0.8)
+        write_scores(config, seed, "er-2", num_epochs=9, step_auroc=0.91 + 0.001 * seed)
+    results = Results.read(config)
+    means, differences = report.longer_training_tables(results, "default", [STEP_AUROC])
+    assert means.splitlines()[0] == "| Labels | step AUROC: 6 epochs | step AUROC: 9 epochs |"
+    assert means.splitlines()[2] == "| soft | 0.600 [0.600, 0.600] | 0.800 [0.800, 0.800] |"
+    # differences 0.110 and 0.111; half of the interval is 12.706 * 0.0005
+    assert "| er-2 | **+0.110** [+0.104, +0.117] |" in differences
+    assert "longer training" in report.summary(results, {})
+    assert "default,1,scores,er-2,16,9,step_auroc,0.911" in results.csv().splitlines()
+    assert "4 prm of 16 rollouts and 9 epochs (soft, er-2)" in report.summary(results, {})
+
+
+def test_curves_say_how_many_seeds_they_have(config):
+    for seed in config.seeds:
+        write_pool(config, seed)
+        write_scores(config, seed, "soft")
+    write_scores(config, 0, "hard")
+    drawn = figures._best_of_n(Results.read(config), "default")
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["oracle", "majority", "soft", "hard (n = 1)"]
 
 
 def test_the_outcome_model_stands_once_among_numbers_of_rollouts(config):

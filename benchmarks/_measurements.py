@@ -26,6 +26,7 @@ BENCHMARKS = (
     "Rejection-sampling fine-tuning",
     "Quickstart",
     "Evaluation",
+    "Controlled study",
 )
 """Parts of the project that are measured, in the order of the table."""
 
@@ -229,6 +230,8 @@ def reader_command(argv: Sequence[str]) -> str:
     ```python
     >>> reader_command(["/home/me/benchmarks/rft.py", "--memory", "--output", "a.json", "--data", "/home/me/d"])
     'python benchmarks/rft.py --memory --data d'
+    >>> reader_command(["/home/me/benchmarks/study/__main__.py", "--jobs", "4"])
+    'python -m benchmarks.study --jobs 4'
 
     ```
     """
@@ -238,7 +241,10 @@ def reader_command(argv: Sequence[str]) -> str:
             next(rest, None)
         elif not word.startswith("--output="):
             words.append(Path(word).name if Path(word).is_absolute() else word)
-    return shlex.join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
+    script = Path(argv[0])
+    is_package = script.name == "__main__.py"
+    program = ["-m", f"benchmarks.{script.parent.name}"] if is_package else [f"benchmarks/{script.name}"]
+    return shlex.join(["python", *program, *words])
 
 
 def describe_machine(num_threads: int, device: str = "cpu") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from trl_erprm.manifest import open_run
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(config.output_dir)
     root.mkdir(parents=True, exist_ok=True)
     unfinished: list[Unit] = []
+    started = None
     if not args.report_only:
         from .prms import add_share_errors  # takes seconds to import
 
@@ -68,14 +70,18 @@ def main(argv: list[str] | None = None) -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
             except BlockingIOError:
                 parser.error(f"{root} is in use by another run. Give that one more --jobs, or another --output_dir")
+            started = None if any(unit.path(root).exists() for unit in units) else time.time()
             unfinished = run_units(config, units, args.jobs)
             for unit in units:
                 if unit.kind == "labels" and unit not in unfinished:
                     add_share_errors(config, unit)
+    from .published import file_name, write_published
     from .report import write_docs, write_report
+    from .results import Results
 
     if args.write_docs:
         write_docs(config, HERE.parents[1] / "docs" / "study.md")
+    write_published(Results.read(config), root / file_name(args.config), started, args.jobs)
     print(f"Report: {write_report(config)}")
     for unit in unfinished:
         print(f"not done: {unit.name}")

@@ -47,7 +47,7 @@ def in_threads(monkeypatch) -> None:
     monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda num_jobs, *_: ThreadPoolExecutor(num_jobs))
 
 
-@pytest.mark.parametrize("name", ["checks", "config", "paired", "pool", "results"])
+@pytest.mark.parametrize("name", ["checks", "config", "paired", "pool", "published", "results"])
 def test_examples(name):
     module = importlib.import_module(f"benchmarks.study.{name}")
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

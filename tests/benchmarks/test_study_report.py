@@ -1,12 +1,15 @@
 """The tables of the study: what they say, what they compare, and that an unfinished study does not look finished."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks._measurements import read_measurements
 from benchmarks.study import figures, report
 from benchmarks.study.config import PARTS, StudyConfig, read_config
+from benchmarks.study.published import write_published
 from benchmarks.study.results import P_ERROR, STEP_AUROC, Results, best_of_n
 from benchmarks.study.units import Unit, list_units, write_result
 
@@ -244,6 +247,49 @@ def test_curves_say_how_many_seeds_they_have(config):
     write_scores(config, 0, "hard")
     drawn = figures._best_of_n(Results.read(config), "default")
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["oracle", "majority", "soft", "hard (n = 1)"]
+
+
+def finish(config: StudyConfig) -> None:
+    """Writes a result of every unit: er-10 is worse than soft labels by 0.1 in everything that is published."""
+    for unit in list_units(config, PARTS):
+        value = 0.4 if unit.label == "er-10" else 0.5 + 0.01 * unit.seed * (unit.label == "hard")
+        if unit.kind == "scores":
+            of_candidates = {how: {str(n): value for n in (4, 8, 16, 32, 64)} for how in AGGREGATIONS}
+            result = {"step_auroc": value, "best_of_n": of_candidates}
+        else:
+            result = {"history": [{"sampled": 0.0}, {"sampled": value}]}
+        write_result(unit.path(config.output_dir), {**result, "seconds": 1.0, "processor_seconds": 36.0})
+
+
+def test_measurements_of_a_finished_study(config, tmp_path, capsys):
+    path = tmp_path / "study.json"
+    write_published(Results.read(config), path, None, 2)
+    assert not path.exists() and "is written when all units are finished: 0 of" in capsys.readouterr().out
+    finish(config)
+    write_published(Results.read(config), path, time.time() - 120, 2)
+    num_units = len(list_units(config, PARTS))
+    rows = [(row.measured, row.setting, row.shown()) for row in read_measurements(path).rows]
+    assert rows == [  # three seeds: no differences
+        ("wall time with 2 processes", f"3 seeds, 6 labels, {num_units} units", "2.00 min"),
+        ("processor time", f"3 seeds, 6 labels, {num_units} units", f"{num_units / 100:.2f} h"),
+    ]
+    written = path.read_text()
+    write_published(Results.read(config), path, None, 1)  # a report of what was done before
+    assert path.read_text() == written
+
+    config = replace(config, seeds=list(range(10)))
+    finish(config)
+    write_published(Results.read(config), path, None, 1)
+    rows = {(row.measured, row.setting): row for row in read_measurements(path).rows}
+    assert not any(measured.startswith("wall time") for measured, _ in rows)
+    row = rows["best of 64, min: difference", "`er-10`, default"]
+    assert (row.shown(), row.against) == ("-10.0 points (-10.0 to -10.0), 95 %, 10 seeds", "soft labels")
+    # 0.00 to 0.09: mean 0.045, sd 0.0303, half of the interval 2.262 * 0.0303 / sqrt(10) = 0.0217
+    assert rows["step AUROC: difference", "`hard`, default"].shown() == "0.045 (0.023 to 0.067), 95 %, 10 seeds"
+    assert {measured for measured, _ in rows} == {
+        *("processor time", "best of 64, min: difference", "step AUROC: difference", "RFT: difference"),
+        "GRPO: difference",
+    }
 
 
 def test_the_outcome_model_stands_once_among_numbers_of_rollouts(config):

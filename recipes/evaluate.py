@@ -3,15 +3,16 @@
     accelerate launch recipes/evaluate.py                        # the embedded task: ER, soft, hard and outcome PRM
     python recipes/evaluate.py --candidates pool.jsonl.gz --step_scores scores/*.jsonl.gz --output_dir outputs/report
     python recipes/evaluate.py --candidates pool.jsonl.gz --prm_path er=outputs/prm soft=outputs/prm-soft ...
-    python recipes/evaluate.py --model_name_or_path path/to/policy --dataset_path problems.jsonl --prm_path ...
+    accelerate launch recipes/evaluate.py --model_name_or_path path/to/policy --dataset_path p.jsonl --prm_path ...
 
 Candidates and step scores are files in the layout of trl_erprm/evaluation/candidates.py; what is sampled and scored
-here is kept in that layout. `report.html` in the output directory needs no network (docs/evaluation.md).
+here is kept in that layout, and an interrupted run goes on where it stopped (trl_erprm/evaluation/run.py). `--engine`
+says where the policy runs (docs/engines.md). `report.html` in the output directory needs no network
+(docs/evaluation.md).
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ from trl_erprm.arguments import (
     ModelArguments,
     StrictParser,
     check_path_or_id,
-    load_policy,
     load_prompts,
     process_state,
 )
 from trl_erprm.arithmetic import ArithmeticTask
 from trl_erprm.choices import check_choice
-from trl_erprm.evaluation.candidates import CandidatePool, read_candidates, read_step_scores, write_rows
+from trl_erprm.evaluation.candidates import read_step_scores
 from trl_erprm.evaluation.comparison import (
     calibrate_scorers,
     calibration_notes,
@@ -41,12 +41,14 @@ from trl_erprm.evaluation.comparison import (
 )
 from trl_erprm.evaluation.html_report import write_report
 from trl_erprm.evaluation.report import comparison_table
-from trl_erprm.evaluation.sampling import sample_candidates
-from trl_erprm.evaluation.scoring import score_candidates, scorer_paths
-from trl_erprm.evaluation.search import CurvePoint, check_beams, search_curve
-from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
+from trl_erprm.evaluation.run import EvaluationRun
+from trl_erprm.evaluation.scoring import scorer_paths
+from trl_erprm.evaluation.search import STEP_SEPARATORS, check_beams
 from trl_erprm.prm.aggregation import AGGREGATIONS, check_aggregation
-from trl_erprm.rollout import RolloutEngine, SamplingOptions, load_engine
+from trl_erprm.prm.formats import FORMATS, PRMFormat, format_of_checkpoint, read_saved_format
+from trl_erprm.prm.scorer import resolve_format
+from trl_erprm.rollout import SamplingOptions
+from trl_erprm.rollout.arguments import EngineArguments, load_policy_engine
 from trl_erprm.steps import check_split_mode
 from trl_erprm.verify import check_answer_convention
 from trl_erprm.wording import counted
@@ -64,6 +66,10 @@ class ScriptArguments:
     )
     prm_path: list[str] | None = field(
         default=None, metadata={"help": "Directories or ids of process reward models; 'name=directory' gives a name."}
+    )
+    prm_format: str | None = field(
+        default=None,
+        metadata={"help": f"Layout of the models that do not say theirs: {', '.join(FORMATS)}."},
     )
     aggregation: str = field(
         default="min",
@@ -85,9 +91,6 @@ class ScriptArguments:
         default=1.0, metadata={"help": "Temperature of the candidates (our choice: that of the rollouts)."}
     )
     max_completion_length: int = field(default=512, metadata={"help": "Most tokens of a candidate (our choice)."})
-    generation_batch_size: int = field(
-        default=64, metadata={"help": "Sequences generated at once. No effect on results."}
-    )
     scoring_batch_size: int = field(
         default=32, metadata={"help": "Candidates a PRM scores at once. No effect on results."}
     )
@@ -108,7 +111,7 @@ class ScriptArguments:
         check_aggregation(self.aggregation, argument="aggregation")
         check_split_mode(self.split_how, "split_how")
         check_answer_convention(self.answer_how, "answer_how")
-        for name in ("num_samples", "max_completion_length", "generation_batch_size", "scoring_batch_size"):
+        for name in ("num_samples", "max_completion_length", "scoring_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"`{name}` must be at least 1, got {getattr(self, name)}. Leave it out for the default."
@@ -116,8 +119,11 @@ class ScriptArguments:
         sampling_options(self)  # checks the temperature and the seed
         if self.candidates is not None:
             check_file(self.candidates, "candidates")
+        if self.prm_format is not None:
+            check_choice("prm_format", self.prm_format, FORMATS)
         for budget in self.search_budgets or ():
             check_beams(budget)
+            check_choice("split_how", self.split_how, STEP_SEPARATORS)  # where a step ends, the policy has to stop
         for text in self.own_aggregations or ():
             _, equals, how = text.partition("=")
             if not equals:
@@ -129,8 +135,9 @@ class ScriptArguments:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = StrictParser((ScriptArguments, ModelArguments, DataArguments), description=__doc__)
-    args, model_args, data_args = parser.parse_args_and_config(stages.command_line(argv, "evaluate"))
+    kinds = (ScriptArguments, EngineArguments, ModelArguments, DataArguments)
+    parser = StrictParser(kinds, description=__doc__)
+    args, engine_args, model_args, data_args = parser.parse_args_and_config(stages.command_line(argv, "evaluate"))
     prms, score_files = scorer_paths(args.prm_path, "prm_path"), scorer_paths(args.step_scores, "step_scores")
     for path in prms.values():
         check_path_or_id(path, "prm_path")
@@ -142,39 +149,45 @@ def main(argv: list[str] | None = None) -> dict:
     check_scorers(
         args, stages.variant_dirs(output_dir.parent) if are_variants else prms, score_files, own_aggregations
     )
+    for path in prms.values():
+        format_of_prm(args, path)  # a model that cannot be read is found before anything is sampled
 
     # Load
-    state, task = process_state(), None
-    is_main = state.is_main_process  # now: trainers make the state anew, without the other processes of a CPU
+    device, task, rows, engine = process_state().device, None, None, None
+    run = EvaluationRun(output_dir, args.answer_how, args.split_how)
     if args.task == "arithmetic":
         prepared = stages.prepare(output_dir.parent, args.seed, "evaluate")
         task, model_args.model_name_or_path = prepared.task, str(prepared.policy_dir)
         if are_variants:
             prms = stages.train_variants(prepared, output_dir.parent, args.seed)
             own_aggregations = {name: "last" for name in prms if name == "outcome"} | own_aggregations  # all it learnt
-    if not is_main:
-        return {}  # one process measures; the others had their part in training what is compared
     is_well_formed = task.is_well_formed if task else None
 
     # Candidates, given or sampled
-    rows = engine = None
     if args.candidates:
-        pool = read_candidates(args.candidates, args.answer_how, args.split_how)
+        pool = run.read(args.candidates)
     else:
         rows = load_problems(data_args, task, args.split_how)
-        policy, tokenizer = load_policy(model_args, device=state.device)
-        engine = load_engine("transformers", model=policy, tokenizer=tokenizer, batch_size=args.generation_batch_size)
-        pool = sample(args, rows, engine, weights_fingerprint(policy))
+        engine, policy_name = load_policy_engine(engine_args, model_args, device)
+        problems = (list(rows["prompt"]), list(rows["answer"]))
+        pool = run.sample(engine, policy_name, *problems, args.num_samples, sampling_options(args))
     scores = {name: read_step_scores(path, pool) for name, path in score_files.items()}
-    if args.candidates:
-        open_run(output_dir, {"candidates": content_hash(pool.rows())}, kind="evaluation")
 
     # Score
     etas = {}
     for name, path in prms.items():
-        prm = ProcessRewardModel.from_pretrained(path)
-        scores[name] = score(args, name, prm, pool, is_well_formed)
+        prm = load_prm(args, path)
+        scores[name] = run.score(name, prm, pool, args.scoring_batch_size, is_well_formed)
         etas[name] = None if name == "outcome" and task else prm.eta  # an outcome is a probability at any eta
+
+    # Search
+    found = None
+    if args.search_budgets:
+        first = load_prm(args, next(iter(prms.values())))
+        how = (sampling_options(args), args.search_budgets, args.aggregation, is_well_formed)
+        found = run.search(engine, first, *problems, *how)
+    if not run.is_main_process:
+        return {}  # one process measures; the others had their part in what is compared
 
     # Measure
     aggregations = list(dict.fromkeys((*AGGREGATIONS, args.aggregation, *own_aggregations.values())))
@@ -183,11 +196,10 @@ def main(argv: list[str] | None = None) -> dict:
     metrics["notes"] += calibration_notes(scores)
     if task is not None:
         metrics["steps"] = judge_scorers(pool, scores, task.check_steps)
-    if args.search_budgets:
-        name, path = next(iter(prms.items()))
-        found = search(args, rows, engine, ProcessRewardModel.from_pretrained(path), is_well_formed)
-        metrics["search"] = compare_search(found, pool, scores[name], args.aggregation)
-    metrics["settings"] = {"candidates": args.candidates or f"sampled from {model_args.model_name_or_path}"}
+    if found is not None:
+        metrics["search"] = compare_search(found, pool, scores[next(iter(prms))], args.aggregation)
+    policy = engine_args.endpoint_model or model_args.model_name_or_path
+    metrics["settings"] = {"candidates": args.candidates or f"sampled from {policy}"}
 
     # Save
     console = Console()
@@ -200,75 +212,14 @@ def main(argv: list[str] | None = None) -> dict:
     return metrics
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is sampled, scored and found by search, once, and kept
+def load_prm(args: ScriptArguments, path: str | Path) -> ProcessRewardModel:
+    return ProcessRewardModel.from_pretrained(path, format_of_prm(args, path))
 
 
-def sample(args: ScriptArguments, rows: Dataset, engine: RolloutEngine, policy: str) -> CandidatePool:
-    """Candidates of the policy."""
-    names = ("num_samples", "temperature", "max_completion_length", "split_how", "answer_how", "seed", "task")
-    problems, how = (list(rows["prompt"]), list(rows["answer"])), (args.answer_how, args.split_how)
-    identity = {
-        "policy": policy,
-        "rows": content_hash(*problems),
-        "settings": {name: getattr(args, name) for name in names},
-    }
-
-    def write(path: Path) -> None:
-        write_rows(path, sample_candidates(engine, *problems, args.num_samples, sampling_options(args), *how).rows())
-
-    return read_candidates(kept(Path(args.output_dir) / "candidates.jsonl", "evaluation", identity, write), *how)
-
-
-def score(
-    args: ScriptArguments, name: str, prm: ProcessRewardModel, pool: CandidatePool, is_well_formed: Callable | None
-) -> list[list[list[float] | None]]:
-    """Step scores of the candidates by a PRM."""
-    identity = {
-        "prm": weights_fingerprint(prm.model),
-        "format": asdict(prm.format),
-        "steps": content_hash(pool.steps),
-    }
-
-    def write(path: Path) -> None:
-        found = score_candidates(prm, pool, args.scoring_batch_size, is_well_formed, show_progress=True)
-        ids = pool.problem_ids
-        write_rows(path, [{"problem_id": i, "step_scores": s} for i, s in zip(ids, found, strict=True)])
-
-    directory = Path(args.output_dir) / "scores" / name
-    return read_step_scores(kept(directory / "step_scores.jsonl", "step scores", identity, write), pool)
-
-
-def search(
-    args: ScriptArguments,
-    rows: Dataset,
-    engine: RolloutEngine,
-    prm: ProcessRewardModel,
-    is_well_formed: Callable | None,
-) -> list[CurvePoint]:
-    """What beam search and DVTS come to with a PRM."""
-    identity = {
-        "prm": weights_fingerprint(prm.model),
-        "aggregation": args.aggregation,
-        "budgets": args.search_budgets,
-    }
-
-    def write(path: Path) -> None:
-        problems, options = (list(rows["prompt"]), list(rows["answer"])), sampling_options(args)
-        how = {"aggregation": args.aggregation, "split_how": args.split_how, "is_well_formed": is_well_formed}
-        budgets = args.search_budgets
-        found = search_curve(engine, prm, *problems, options, budgets, answer_how=args.answer_how, **how)
-        write_atomically(path, json.dumps([point._asdict() for point in found]) + "\n")
-
-    path = kept(Path(args.output_dir) / "search" / "points.json", "search", identity, write)
-    return [CurvePoint(**point) for point in json.loads(path.read_text("utf-8"))]
-
-
-def kept(path: Path, kind: str, identity: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-    """A file, as a run of this identity wrote it before or `write` does now."""
-    if not (open_run(path.parent, identity, kind=kind) and path.exists()):
-        write(path)
-    return path
+def format_of_prm(args: ScriptArguments, path: str | Path) -> PRMFormat:
+    """How a model reads solutions: what its checkpoint says, else `prm_format`; raises where neither does."""
+    says_its_own = format_of_checkpoint(path, read_saved_format(path)) is not None
+    return resolve_format(path, None if says_its_own else args.prm_format)
 
 
 def sampling_options(args: ScriptArguments) -> SamplingOptions:

@@ -20,9 +20,7 @@ as you like, with whatever starts your jobs, and name them all. The recipe then 
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
@@ -32,15 +30,11 @@ from trl_erprm.arguments import (
     DataArguments,
     ModelArguments,
     StrictParser,
-    check_model_name,
-    load_policy,
     load_prompts,
-    load_tokenizer,
     process_state,
 )
 from trl_erprm.labeling.report import format_report, relabel_run, write_report
-from trl_erprm.manifest import weight_files_fingerprint, weights_fingerprint
-from trl_erprm.rollout import RolloutEngine, load_engine
+from trl_erprm.rollout.arguments import EngineArguments, load_policy_engine
 
 RELABEL_OPTIONS = ("interval_level", "eta_criterion", "eta_validation_share")
 
@@ -55,33 +49,12 @@ class ScriptArguments:
         default=False, metadata={"help": "Make the labels of a finished run anew at another eta, without a rollout."}
     )
     report: bool = field(default=False, metadata={"help": "Write the quality report of a finished run anew."})
-    engine: Literal["transformers", "vllm", "endpoint"] = field(
-        default="transformers", metadata={"help": "What generates the rollouts."}
-    )
-    generation_batch_size: int = field(
-        default=256, metadata={"help": "Sequences generated at once (engine transformers)."}
-    )
-    endpoint_url: list[str] | None = field(
-        default=None, metadata={"help": "Addresses of completion servers, such as http://node1:8000/v1."}
-    )
-    endpoint_model: str | None = field(default=None, metadata={"help": "Name under which they serve the policy."})
-    engine_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": """Further arguments of the engine, as JSON: '{"max_concurrency": 256}'."""}
-    )
-
-    def __post_init__(self) -> None:
-        is_endpoint = self.engine == "endpoint"
-        for name in ("endpoint_url", "endpoint_model"):
-            if bool(getattr(self, name)) is not is_endpoint:
-                raise ValueError(
-                    f"`{name}` goes with `engine: endpoint`, got {getattr(self, name)!r} with {self.engine!r}. "
-                    + ("Name the servers and the model that they serve." if is_endpoint else "Set `engine: endpoint`.")
-                )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = StrictParser((ScriptArguments, LabelingConfig, ModelArguments, DataArguments), description=__doc__)
-    script_args, labeling_config, model_args, data_args = parser.parse_args_and_config(argv)
+    kinds = (ScriptArguments, LabelingConfig, EngineArguments, ModelArguments, DataArguments)
+    parser = StrictParser(kinds, description=__doc__)
+    script_args, labeling_config, engine_args, model_args, data_args = parser.parse_args_and_config(argv)
 
     state = process_state()
     if script_args.relabel or script_args.report:
@@ -102,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     if not (worked and script_args.label_worked_solutions):
         rows = rows.remove_columns([name for name in ("completions", "solution") if name in rows.column_names])
-    engine, policy_name = load_rollout_engine(script_args, model_args, state.device)
+    engine, policy_name = load_policy_engine(engine_args, model_args, state.device)
 
     # Label
     labeler = MonteCarloLabeler(engine, labeling_config, policy_name=policy_name)
@@ -120,35 +93,6 @@ def main(argv: list[str] | None = None) -> None:
             first = {name: labelled[0][name] for name in ("completions", "num_correct", "num_rollouts", "labels")}
             Console().print("First row: " + json.dumps(first, ensure_ascii=False), markup=False, soft_wrap=True)
         Console().print(f"Report: {script_args.output_dir}/report.md", markup=False, soft_wrap=True)
-
-
-def load_rollout_engine(
-    script_args: ScriptArguments, model_args: ModelArguments, device: torch.device
-) -> tuple[RolloutEngine, str]:
-    """The engine, and the name of its policy, by which a run knows it again."""
-    name, further = model_args.model_name_or_path, script_args.engine_kwargs or {}
-    if script_args.engine != "transformers":
-        tokenizer = None
-        if name or script_args.engine == "vllm":  # to an endpoint without a tokenizer go prompts as text
-            tokenizer = load_tokenizer(check_model_name(model_args), revision=model_args.model_revision)
-        if script_args.engine == "vllm":
-            further = {"dtype": model_args.dtype or "auto", "revision": model_args.model_revision, **further}
-            policy_name = f"vllm {name_of_weights(name, model_args.model_revision)}"
-            return load_engine("vllm", model=name, tokenizer=tokenizer, **further), policy_name
-        served = {"base_url": script_args.endpoint_url, "model": script_args.endpoint_model}
-        policy_name = f"endpoint {name_of_weights(script_args.endpoint_model)}"
-        return load_engine("endpoint", **served, tokenizer=tokenizer, **further), policy_name
-    model, tokenizer = load_policy(model_args, device=device)
-    further = {"batch_size": script_args.generation_batch_size, **further}
-    policy_name = f"{name} ({weights_fingerprint(model)})"  # whatever the revision: these weights
-    return load_engine("transformers", model=model, tokenizer=tokenizer, **further), policy_name
-
-
-def name_of_weights(name: str, revision: str = "main") -> str:
-    """Name of weights that are not loaded here, with a fingerprint of their files if these are on this machine."""
-    if fingerprint := weight_files_fingerprint(name):
-        return f"{name} ({fingerprint})"
-    return name if revision == "main" else f"{name}@{revision}"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import stages
-from policy_training import ReinforcementArguments, load_process_reward, load_task, save_policy
+from policy_training import (
+    ReinforcementArguments,
+    claim_directory,
+    is_finished,
+    load_rewards,
+    load_task,
+    save_policy,
+    train,
+)
 
-from trl_erprm import AnswerReward, ProcessPPOConfig, ProcessPPOTrainer
+from trl_erprm import ProcessPPOConfig, ProcessPPOTrainer
 from trl_erprm.arguments import (
     DataArguments,
     ModelArguments,
@@ -45,18 +53,20 @@ class ScriptArguments(ReinforcementArguments):
 
 def main(argv: list[str] | None = None) -> None:
     parser = StrictParser((ScriptArguments, ProcessPPOConfig, ModelArguments, DataArguments), description=__doc__)
+    parser.set_defaults(eval_on_start=None)  # so that it shows whether it was given
     script_args, training_args, model_args, data_args = parser.parse_args_and_config(stages.command_line(argv, "ppo"))
 
     # Load
     task = load_task("ppo", script_args, training_args, model_args, data_args)
-    policy, tokenizer = load_policy(model_args)
-    # At the start of training rather than before it: DeepSpeed cannot evaluate what it does not train yet.
-    training_args.eval_on_start = task.held_out is not None
+    policy, tokenizer = load_policy(model_args, training_args.trust_remote_code)
+    if training_args.eval_on_start is None:
+        # At the start of training rather than before it: DeepSpeed cannot evaluate what it does not train yet.
+        training_args.eval_on_start = task.held_out is not None
 
     # Build
     trainer = ProcessPPOTrainer(
         model=policy,
-        reward_funcs=[load_process_reward(script_args, task.is_well_formed), AnswerReward(script_args.answer_how)],
+        reward_funcs=load_rewards(script_args, task),
         critic={"policy": None, "prm": script_args.prm_path}.get(script_args.critic, script_args.critic),
         args=training_args,
         train_dataset=task.prompts,
@@ -65,11 +75,14 @@ def main(argv: list[str] | None = None) -> None:
         peft_config=get_peft_config(model_args),
     )
 
-    # Train
-    trainer.train()
+    # Train, unless that was done before
+    claim_directory(trainer, model_args)
+    if is_finished(trainer):
+        return
+    metrics = train(trainer)
 
     # Save
-    save_policy(trainer, f"Policy: {training_args.output_dir}   Critic: critic/ in it")
+    save_policy(trainer, metrics, f"Policy: {training_args.output_dir}   Critic: critic/ in it")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ r"""Train an entropy-regularized process reward model.
 
 The rows are what `recipes/label.py` writes, or any public stepwise data (TRL, Math-Shepherd, PRM800K, ER-PRM,
 OpenRLHF). With `--eta`, rows with rollout counts are labelled anew; without it their `labels` are used as they are.
+A run that was interrupted goes on where it stopped, also with smaller micro-batches and more accumulation.
 """
 
 import json
@@ -25,7 +26,13 @@ from trl_erprm.arguments import (
     result_arguments,
 )
 from trl_erprm.data import to_stepwise_rows
-from trl_erprm.manifest import content_hash, open_run, weights_fingerprint, write_atomically
+from trl_erprm.manifest import (
+    checkpoint_to_resume,
+    content_hash,
+    open_run,
+    weights_fingerprint,
+    write_atomically,
+)
 
 # Of those that the trainer logs, those shown at the end; its docstring defines them.
 STEP_METRICS = (
@@ -45,11 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     training_args, model_args, data_args = parser.parse_args_and_config(argv)
     output_dir = Path(training_args.output_dir)
     finished = output_dir / "metrics.json"
+    checkpoint = checkpoint_to_resume(output_dir, training_args.resume_from_checkpoint)
 
     # Load
     model_name = check_model_name(model_args)
     rows, eval_rows = load_data(data_args)
-    rows, eval_rows = to_stepwise_rows(rows), None if eval_rows is None else to_stepwise_rows(eval_rows)
+    rows = to_stepwise_rows(rows, eta=training_args.eta)
+    eval_rows = None if eval_rows is None else to_stepwise_rows(eval_rows, eta=training_args.eta)
 
     # Build
     training_args.model_init_kwargs = {
@@ -84,11 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # Train
-    # The last checkpoint that was written whole: its state is written last.
-    states = output_dir.glob("checkpoint-*/trainer_state.json")
-    complete = max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
-    checkpoint = training_args.resume_from_checkpoint or complete
-    result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     logged = next((entry for entry in reversed(trainer.state.log_history) if "step_accuracy" in entry), {})
     metrics = {**result.metrics, **{name: logged[name] for name in STEP_METRICS if name in logged}}
     if eval_rows is not None:
@@ -98,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         write_atomically(finished, json.dumps(metrics, indent=2) + "\n")
-        table = Table(title=f"Process reward model in {output_dir}")
+        labels = "labels as they are" if trainer.eta is None else f"labels at eta = {trainer.eta:g}"
+        table = Table(title=f"Process reward model in {output_dir}, {labels}")
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in metrics.items():

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import stages
 from peft import get_peft_model
-from policy_training import RewardArguments, load_task
+from policy_training import RewardArguments, load_process_reward, load_task
 from rich.console import Console
 from transformers import set_seed
 
-from trl_erprm import ProcessReward, RFTConfig, RFTTrainer
+from trl_erprm import RFTConfig, RFTTrainer
 from trl_erprm.arguments import DataArguments, ModelArguments, StrictParser, get_peft_config, load_policy
 from trl_erprm.evaluation.plots import plot_rft_iterations
 from trl_erprm.evaluation.report import rft_table
@@ -36,6 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     script_args, training_args, model_args, data_args = parser.parse_args_and_config(stages.command_line(argv, "rft"))
     if script_args.share_base:
         check_share_base(script_args, model_args)
+    if (checkpoint := training_args.resume_from_checkpoint) is not None:
+        raise ValueError(
+            f"`resume_from_checkpoint` is not for this recipe, got {checkpoint!r}: a run goes on by itself where it "
+            "was. Leave it out, and give the run's `output_dir`."
+        )
 
     # Load
     task = load_task("rft", script_args, training_args, model_args, data_args)
@@ -47,17 +52,9 @@ def main(argv: list[str] | None = None) -> None:
         set_seed(training_args.seed)  # the adapter's first weights
         policy, peft_config = get_peft_model(policy, peft_config), None
         prm = share_base(policy, prm)
-    reward = ProcessReward(
-        prm,
-        aggregation=script_args.aggregation,
-        split_how=script_args.split_how,
-        answer_how=training_args.answer_how,
-        is_well_formed=task.is_well_formed,
-        batch_size=script_args.scoring_batch_size,
-    )
     trainer = RFTTrainer(
         model=policy,
-        reward_funcs=reward,
+        reward_funcs=load_process_reward(script_args, task, training_args.answer_how, prm),
         args=training_args,
         train_dataset=task.prompts,
         eval_dataset=task.held_out,
@@ -88,6 +85,12 @@ def check_share_base(script_args: ScriptArguments, model_args: ModelArguments) -
             f"`share_base` needs a PRM that is an adapter, got `task: {script_args.task}`, whose PRM is a whole "
             "model. Leave `share_base` out."
         )
+    for name, default in (("prm_format", None), ("prm_dtype", "auto")):
+        if (value := getattr(script_args, name)) != default:
+            raise ValueError(
+                f"`{name}` is how a PRM of its own is loaded, got {value!r} with `share_base`, where the PRM is an "
+                "adapter of the policy's base. Leave it out."
+            )
 
 
 if __name__ == "__main__":

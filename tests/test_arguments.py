@@ -1,6 +1,7 @@
 """`trl_erprm.arguments`: loading of rows, prompts and policies, and each error by its message."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.tiny import QUIET
+from trl_erprm import ERPRMConfig, RFTConfig
 from trl_erprm.arguments import (
+    _NOT_IN_RESULTS,
+    _SCHEDULE,
     DataArguments,
     ModelArguments,
     get_peft_config,
@@ -23,6 +28,7 @@ from trl_erprm.arguments import (
     load_policy,
     load_prompts,
     load_tokenizer,
+    result_arguments,
 )
 
 # Data
@@ -54,6 +60,65 @@ def test_bad_data_arguments():
             DataArguments(**{name: 0})
     with pytest.raises(ValueError, match="`num_eval_rows` goes with held-out rows, got 5 without them"):
         DataArguments(num_eval_rows=5)
+
+
+# Training arguments
+
+
+def results(**changes):
+    return result_arguments(ERPRMConfig(**{"output_dir": "prm", **QUIET, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"output_dir": "elsewhere", "logging_steps": 3, "save_steps": 7, "dataloader_num_workers": 2},
+        {"per_device_eval_batch_size": 1, "eval_accumulation_steps": 4, "prediction_loss_only": True},
+        {"eval_strategy": "steps", "eval_steps": 5, "eval_delay": 2},
+        {"activation_checkpointing": True, "activation_offloading": True},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"padding_free": False, "pad_to_multiple_of": 8, "torch_empty_cache_steps": 10},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 10},
+    ],
+)
+def test_what_takes_less_memory_or_time_is_the_same_run(changes):
+    assert results(**changes) == results()
+
+
+@pytest.mark.parametrize(
+    "changes, name, value",
+    [
+        ({"learning_rate": 2e-6}, "learning_rate", 2e-6),
+        ({"seed": 3}, "seed", 3),
+        ({"eta": 2.0}, "eta", 2.0),
+        ({"max_length": 99}, "max_length", 99),
+        ({"positive_token": "good", "head": "causal_lm"}, "positive_token", "good"),
+        ({"per_device_train_batch_size": 2}, "train_batch_size", 2),
+        ({"gradient_accumulation_steps": 3}, "train_batch_size", 24),
+    ],
+)
+def test_what_changes_results_is_another_run(changes, name, value):
+    assert results(**changes)[name] == value != results()[name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"load_best_model_at_end": True, "metric_for_best_model": "loss"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    ],
+)
+def test_evaluations_that_decide_about_the_training(changes):
+    """When they take place then changes the model that is left."""
+    schedule = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 4}
+    often, seldom = (results(**schedule, **changes, eval_steps=steps) for steps in (2, 4))
+    assert {name for name in often if often[name] != seldom[name]} == {"eval_steps"}
+
+
+def test_arguments_that_are_left_out_exist():
+    known = {field.name for config in (ERPRMConfig, RFTConfig) for field in fields(config)}
+    assert {*_NOT_IN_RESULTS, *_SCHEDULE} - known == {"logging_dir"}  # of earlier versions of transformers
 
 
 # Models
@@ -122,7 +187,9 @@ def test_a_general_tokenizer_stays_what_was_saved(tmp_path, model_type):
     assert load_tokenizer(tmp_path)("1+\n1")["input_ids"] == [1, 4, 2]
 
 
-def test_load_an_adapter(policy_path, tmp_path):
+@pytest.fixture
+def adapter(policy_path, tmp_path):
+    """The path of an adapter, and the policy that it is with its base model."""
     from peft import get_peft_model
 
     model_args = ModelArguments(
@@ -136,9 +203,38 @@ def test_load_an_adapter(policy_path, tmp_path):
                 parameter.fill_(0.5)
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
-    loaded, _ = load_policy(ModelArguments(model_name_or_path=str(tmp_path / "adapter")))
+    return str(tmp_path / "adapter"), adapted.eval()
+
+
+def test_load_an_adapter(adapter):
+    """On its base model, as it was stored, and ready to be trained on."""
+    path, adapted = adapter
+    loaded, _ = load_policy(ModelArguments(model_name_or_path=path))
     input_ids = torch.tensor([[2, 3, 4]])
-    torch.testing.assert_close(loaded(input_ids).logits, adapted.eval()(input_ids).logits)
+    torch.testing.assert_close(loaded(input_ids).logits, adapted(input_ids).logits)
+    assert not loaded.training
+    trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in adapted.named_parameters() if "lora_" in name}
+
+
+def test_a_new_adapter_beside_a_stored_one(adapter, tmp_path, monkeypatch):
+    """Is refused; the lines that merge the stored one make the policy that a new one can begin from."""
+    path, adapted = adapter
+    options = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj"]}
+    with pytest.raises(ValueError, match="holds a trained adapter, but `use_peft` asks for a new one") as error:
+        load_policy(ModelArguments(model_name_or_path=path, **options))
+    monkeypatch.chdir(tmp_path)
+    lines = str(error.value).partition("\n\n")[2]
+    exec("\n".join(line.removeprefix("    ") for line in lines.splitlines()), {})
+    merged, _ = load_policy(ModelArguments(model_name_or_path="./merged", **options))
+    input_ids = torch.tensor([[2, 3, 4]])
+    torch.testing.assert_close(merged(input_ids).logits, adapted(input_ids).logits)
+
+
+def test_an_adapter_whose_base_model_is_gone(adapter, policy_path):
+    policy_path.rename(policy_path.parent / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="`base_model_name_or_path` must be an existing directory or a model"):
+        load_policy(ModelArguments(model_name_or_path=adapter[0]))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -65,6 +65,7 @@ class TestConfig:
             ({"eta": 2.0}, "`eta`=2.0"),
             ({"weight_by_rollouts": True}, "`weight_by_rollouts`=True"),
             ({"balance_classes": True}, "`balance_classes`=True"),
+            ({"label_smoothing_factor": 0.3}, "`label_smoothing_factor` must be 0, got 0.3"),
             ({"step_separator": ""}, "`step_separator` must not be empty"),
         ],
     )
@@ -164,6 +165,14 @@ class TestData:
         trainer = build(tmp_path, [ROW], changes={"max_completion_length": 12, "max_length": None})
         assert trainer.train_dataset[0]["step_ends"] == [12, 18]
         assert len(trainer.train_dataset[0]["input_ids"]) == 7 + 12
+
+    def test_eta_of_the_labels(self, tmp_path):
+        """Rows that the labeler wrote say what their labels mean, and the checkpoint then says it, too."""
+        trainer = build(tmp_path, [{**ROW, "labels": [0.9, 0.3, 1.0], "eta": 10.0}])
+        trainer.save_model()
+        assert ProcessRewardModel.from_pretrained(tmp_path).eta == trainer.eta == 10.0
+        with pytest.raises(ValueError, match="The labels of the train dataset must be made with one eta, got rows w"):
+            build(tmp_path, [{**ROW, "eta": 2.0}, {**ROW, "eta": 10.0}])
 
     def test_the_last_step_only_in_training(self, tmp_path):
         trainer = build(tmp_path, [ROW], [ROW], changes={"train_on_last_step_only": True})

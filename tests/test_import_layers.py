@@ -51,6 +51,7 @@ LAYERS: list[tuple[str, int]] = [
     ("arithmetic", 1),
     ("arguments", 1),
     ("parsing", 1),
+    ("trained_weights", 1),
     ("rollout", 1),
     # labels and the reward model
     ("labeling", 2),

@@ -12,8 +12,10 @@ import torch
 from trl_erprm import manifest
 from trl_erprm.manifest import (
     JsonlStore,
+    checkpoint_to_resume,
     content_hash,
     finish_run,
+    last_checkpoint,
     open_run,
     weight_files_fingerprint,
     weights_fingerprint,
@@ -300,3 +302,33 @@ def test_a_finished_run_is_still_that_run(tmp_path):
     assert after.pop("results") == {"seconds": 2.5} and after.pop("finished") >= before["started"]
     assert after == before
     assert open_run(tmp_path, {"a": 1}, kind="label")
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Steps 2 and 10 are written whole, of step 12 the state is missing."""
+    for step, is_whole in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if is_whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
+    return tmp_path
+
+
+def test_the_last_whole_checkpoint(checkpoints):
+    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-10")
+    assert last_checkpoint(checkpoints / "none") is None
+
+
+def test_checkpoint_to_resume(checkpoints):
+    assert checkpoint_to_resume(checkpoints) == str(checkpoints / "checkpoint-10")
+    assert checkpoint_to_resume(checkpoints / "none") is None
+    first = str(checkpoints / "checkpoint-2")
+    assert checkpoint_to_resume(checkpoints, first) == checkpoint_to_resume(checkpoints / "none", first) == first
+    for name, why in (("checkpoint-3", "is no directory"), ("checkpoint-12", "has no trainer_state.json")):
+        message = f"`resume_from_checkpoint` must be .*{name}', which {why}. .* holds checkpoint-2, checkpoint-10. N"
+        with pytest.raises(ValueError, match=message):
+            checkpoint_to_resume(checkpoints, str(checkpoints / name))
+    with pytest.raises(ValueError, match="holds none"):
+        checkpoint_to_resume(checkpoints / "none", "outputs/checkpoint-3")

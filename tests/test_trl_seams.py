@@ -47,6 +47,7 @@ OVERRIDDEN = {
         "save_model": ["self", "output_dir", "_internal_call"],
     },
     StepGRPOTrainer: {
+        "_get_train_sampler": ["self", "dataset"],
         "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
         "_generate_and_score_completions": ["self", "inputs"],
     },
@@ -56,6 +57,7 @@ OVERRIDDEN = {
         "_save": ["self", "output_dir", "state_dict"],
         "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
         "_load_best_model": ["self"],
+        "_get_train_sampler": ["self", "dataset"],
         "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
         "_generate_and_score_completions": ["self", "inputs"],
         "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],

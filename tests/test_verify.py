@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trl_erprm import verify
-from trl_erprm.verify import extract_answer, verify_answer
+from trl_erprm.verify import extract_answer, marked_answer, readable_reference, verify_answer
 
 # Rows of answer_equivalence_examples.jsonl on which verify_answer deviates, each with the reason. There is none.
 DEVIATIONS: dict[str, str] = {}
@@ -218,6 +218,35 @@ def test_sampled_gsm8k_solutions_have_no_false_positives(shared_data):
 
 
 # Errors
+
+
+@pytest.mark.parametrize("how", ["auto", "math"])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("3 * 4 = 12\n#### 12", "12"),
+        ("so $x = \\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("\\boxed{5}\nThe answer is 6.", "5"),  # in the order of "auto"
+        ("Final answer: $x+1$", "$x+1$"),
+        ("The answer is Evelyn Smith.", "Evelyn Smith"),
+        ("3 * 4 = 12, so 12 eggs are left for", None),
+        ("12", None),
+        ("$x+1$", None),
+        ("so \\boxed{1", None),
+        ("#### We add the two", None),
+        ("", None),
+    ],
+)
+def test_marked_answer(how, text, answer):
+    assert marked_answer(text, how) == answer
+
+
+def test_marked_answer_of_the_conventions_that_want_a_mark_anyway():
+    for text in ("a\n#### 3", "\\boxed{4}", "a\n#5", "The answer is 6.", "7"):
+        for how in ("gsm8k", "boxed", "arithmetic"):
+            assert marked_answer(text, how) == extract_answer(text, how)
+    with pytest.raises(ValueError, match="`how` must be one of"):
+        marked_answer("1", "boxes")
 
 
 @pytest.mark.parametrize("function", [lambda how: extract_answer("1", how), lambda how: verify_answer("1", "1", how)])
@@ -464,3 +493,34 @@ def test_random_answers_never_hang_or_crash_the_grader(num_threads, monkeypatch)
             verdicts = list(pool.map(judge, seeds))
     assert set(verdicts) <= {True, False, None}
     assert verdicts.count(None) > 10 and verdicts.count(False) > 10
+
+
+@pytest.mark.parametrize("how", ["auto", "gsm8k", "boxed", "math", "arithmetic"])
+def test_a_readable_reference_is_one_that_can_be_compared_with(how):
+    """Where there is none, `verify_answer` raises."""
+    for answer in (
+        "3",
+        "1,000",
+        "three",
+        "x^2",
+        "a",
+        "2+1=3\n#### 3",
+        "\\boxed{3}",
+        "",
+        " \n",
+        ["3"],
+        None,
+        {"a": 3},
+        b"3",
+    ):
+        read = readable_reference(answer, how)
+        assert read in (answer, None)
+        if read is None:
+            with pytest.raises((ValueError, TypeError)):
+                verify_answer("#3", answer, how)
+        else:
+            verify_answer("#3", answer, how)
+    assert [readable_reference(number, how) for number in (3, -2)] == ["3", "-2"]
+    assert readable_reference(2.5, how) == (None if how == "arithmetic" else "2.5")
+    with pytest.raises(ValueError, match="`how` must be one of"):
+        readable_reference("3", "boxes")

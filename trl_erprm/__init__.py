@@ -20,7 +20,8 @@ _PUBLIC_NAMES = {
     "prm.config": ["ERPRMConfig"],
     "prm.trainer": ["ERPRMTrainer"],
     "prm.scorer": ["ProcessRewardModel"],
-    "policy.process_reward": ["ProcessReward", "process_reward"],
+    "policy.process_reward": ["ProcessReward"],
+    "policy.environment_reward": ["process_reward"],
     "policy.answer_reward": ["AnswerReward"],
     "policy.ppo_config": ["ProcessPPOConfig"],
     "policy.ppo_trainer": ["ProcessPPOTrainer"],
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
     from .labeling.monte_carlo import MonteCarloLabeler as MonteCarloLabeler
     from .labeling.monte_carlo import relabel as relabel
     from .policy.answer_reward import AnswerReward as AnswerReward
+    from .policy.environment_reward import process_reward as process_reward
     from .policy.ppo_config import ProcessPPOConfig as ProcessPPOConfig
     from .policy.ppo_trainer import ProcessPPOTrainer as ProcessPPOTrainer
     from .policy.process_reward import ProcessReward as ProcessReward
-    from .policy.process_reward import process_reward as process_reward
     from .policy.rft_config import RFTConfig as RFTConfig
     from .policy.rft_trainer import RFTTrainer as RFTTrainer
     from .policy.step_grpo_config import StepGRPOConfig as StepGRPOConfig

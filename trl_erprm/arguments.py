@@ -22,6 +22,12 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_erprm.data import load_rows, to_prompt_rows
 from trl_erprm.parsing import StrictParser
+from trl_erprm.trained_weights import (
+    find_adapter,
+    lines_to_merge_policy,
+    load_adapter_to_train,
+    new_adapter_error,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,15 +155,25 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-# What is printed, saved or sent, and how fast it goes: a run continues when these differ.
+# What is printed, evaluated, saved or sent, and with how much memory and how fast it goes: a run continues when these
+# differ. Of the batch, only its whole size counts, not how accumulation and processes share it.
 _NOT_IN_RESULTS = frozenset(
     "output_dir logging_dir logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_level "
     "log_level_replica log_on_each_node report_to run_name project trackio_space_id disable_tqdm push_to_hub "
     "hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision dataset_num_proc "
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
-    "save_strategy save_steps save_total_limit save_only_model generation_batch_size resume_from_checkpoint "
-    "eval_on_start do_train do_eval do_predict skip_memory_metrics local_rank ddp_timeout".split()
+    "dataloader_multiprocessing_context dataloader_in_order trackio_bucket_id trackio_static_space_id debug "
+    "save_total_limit save_only_model save_on_each_node enable_jit_checkpoint generation_batch_size "
+    "resume_from_checkpoint eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "
+    "prediction_loss_only batch_eval_metrics include_for_metrics include_num_input_tokens_seen do_train do_eval "
+    "do_predict skip_memory_metrics local_rank ddp_timeout ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers "
+    "ddp_find_unused_parameters ddp_static_graph deepspeed fsdp fsdp_config torch_empty_cache_steps torch_compile "
+    "torch_compile_backend torch_compile_mode padding_free pad_to_multiple_of gradient_checkpointing "
+    "gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs activation_offloading "
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps".split()
 )
+# When the model is evaluated and saved: of no matter, unless the evaluations decide about the training.
+_SCHEDULE = frozenset("eval_strategy eval_steps eval_delay save_strategy save_steps".split())
 
 
 def result_arguments(args: TrainingArguments) -> dict[str, Any]:
@@ -168,10 +184,18 @@ def result_arguments(args: TrainingArguments) -> dict[str, Any]:
             Arguments of any trainer.
 
     Returns:
-        `dict[str, Any]`: plain JSON values. Left out is what only changes what is printed, saved or sent, or how fast
-        it goes.
+        `dict[str, Any]`: plain JSON values. Left out is what only changes what is printed, evaluated, saved or sent,
+        or how much memory and time it takes, so that a run that ended for want of memory can go on with less.
+        `train_batch_size` is the number of rows of an optimizer step, over devices, accumulation and processes.
     """
-    chosen = {name: value for name, value in args.to_dict().items() if name not in _NOT_IN_RESULTS}
+    left_out = _NOT_IN_RESULTS
+    if not (args.load_best_model_at_end or args.lr_scheduler_type == "reduce_lr_on_plateau"):
+        left_out = left_out | _SCHEDULE
+    chosen = {name: value for name, value in args.to_dict().items() if name not in left_out}
+    for name in chosen:
+        if name.endswith("_token"):  # `to_dict` hides them as if they were secret: `positive_token` is none
+            chosen[name] = getattr(args, name)
+    chosen["train_batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return json.loads(json.dumps(chosen, default=str))
 
 
@@ -250,12 +274,13 @@ def load_policy(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     r"""Loads a causal language model and its tokenizer, in the precision and quantization that the arguments ask for.
 
-    For a local directory nothing is downloaded (but a directory that holds only an adapter names its base model, which
-    is loaded from where it says). Any other `model_name_or_path` is looked up on the Hugging Face Hub.
+    For a local directory nothing is downloaded (but a directory that holds an adapter names its base model, which is
+    loaded from where it says). Any other `model_name_or_path` is looked up on the Hugging Face Hub.
 
     Args:
         model_args ([`ModelArguments`] or [`~trl.ModelConfig`]):
-            `model_name_or_path` is needed. `use_peft` and what belongs to it are left to the trainer.
+            `model_name_or_path` is needed. `use_peft` and what belongs to it are left to the trainer, but a stored
+            adapter goes without: a new one would take its place.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run model code that the checkpoint brings along.
         device (`str` or `torch.device`, *optional*):
@@ -263,12 +288,14 @@ def load_policy(
             moved.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: model in evaluation mode; tokenizer with a padding token
-        (the end-of-sequence token where it had none, as in TRL).
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: model in evaluation mode, a [`~peft.PeftModel`] that can be
+        trained on where the directory holds an adapter; tokenizer with a padding token (the end-of-sequence token
+        where it had none, as in TRL).
 
     Raises:
-        FileNotFoundError: if a local path does not exist.
-        ValueError: if no model is named, a directory holds no model or another kind of model, or weights are missing.
+        FileNotFoundError: if a local path does not exist, that of an adapter's base model included.
+        ValueError: if no model is named, a directory holds no model or another kind of model, weights are missing, or
+            `use_peft` asks for a new adapter beside a stored one.
     """
     name = check_model_name(model_args)
     is_local, is_adapter = _check_model_path(name)
@@ -280,20 +307,26 @@ def load_policy(
         "local_files_only": is_local and not is_adapter,
     }
     tokenizer = load_tokenizer(name, **where)
+    adapter, whole = find_adapter(name, revision=model_args.model_revision), name
+    if adapter is not None:
+        whole = adapter.base_model_name_or_path
+        if model_args.use_peft:
+            raise new_adapter_error(name, "use_peft", lines_to_merge_policy(name, whole))
+        check_path_or_id(whole, "base_model_name_or_path")
+        where |= {"revision": adapter.revision, "local_files_only": Path(whole).is_dir()}
     quantization_config = get_quantization_config(model_args)
     options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation, **where}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
-    if is_adapter:
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-    else:
-        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ValueError(
-                f"{name!r} must hold all weights of a {type(model).__name__}, got none for {_listed(missing, 5)}: "
-                "they would be random. Check that it is a causal language model and was saved whole."
-            )
+    model, info = AutoModelForCausalLM.from_pretrained(whole, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"{whole!r} must hold all weights of a {type(model).__name__}, got none for {_listed(missing, 5)}: "
+            "they would be random. Check that it is a causal language model and was saved whole."
+        )
+    if adapter is not None:
+        model = load_adapter_to_train(model, name, revision=model_args.model_revision)
     if device is not None and quantization_config is None:
         model.to(device)
     return model.eval(), tokenizer
@@ -391,7 +424,7 @@ def _check_model_path(name: str) -> tuple[bool, bool]:
             "directory that holds it."
         )
     contents = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-    is_adapter = (path / "adapter_config.json").exists() and not (path / "config.json").exists()
+    is_adapter = (path / "adapter_config.json").exists()
     missing = []
     if not is_adapter and not (path / "config.json").exists():
         missing.append("config.json")

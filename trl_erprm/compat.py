@@ -16,7 +16,8 @@ Departures from TRL 1.13:
 - Batches are not padded in training where the model can do without (`padding_free`).
 - `model` may be a path; without `processing_class` the tokenizer is loaded from the model's path.
 - A separator that the tokenizer does not know is an error, as are labels outside [0, 1].
-- Hyperparameter search is refused: `model_init` is called once.
+- Hyperparameter search is refused: `model_init` is called once. So is `label_smoothing_factor`: labels are used as
+  they are, and soft ones are written into the rows.
 """
 
 from __future__ import annotations
@@ -323,6 +324,7 @@ class PRMTrainer(ERPRMTrainer):
         is_train = dataset_name == "train" and not self._train_dataset_is_prepared
         self._train_dataset_is_prepared = True
         if not set(ENCODED_COLUMNS) <= set(columns):
+            dataset = self._note_eta(dataset, dataset_name, is_train)
             options = None
             if "input_ids" not in columns:
                 options = {

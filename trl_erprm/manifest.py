@@ -27,8 +27,10 @@ from typing import Any
 
 __all__ = [
     "JsonlStore",
+    "checkpoint_to_resume",
     "content_hash",
     "finish_run",
+    "last_checkpoint",
     "open_run",
     "weight_files_fingerprint",
     "weights_fingerprint",
@@ -43,6 +45,8 @@ RECORDED_PACKAGES = (
     "trl-erprm", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "scipy", "math-verify"
 )  # fmt: skip
 """Distributions whose versions a manifest holds: those that can change a result."""
+
+CHECKPOINT_STATE = "trainer_state.json"
 
 WEIGHT_FILES = ("*.safetensors", "*.gguf", "pytorch_model*.bin", "adapter_model.bin", "consolidated*.pth")
 
@@ -249,6 +253,63 @@ def finish_run(output_dir: str | os.PathLike, **found: Any) -> None:
     path = Path(output_dir) / MANIFEST_NAME
     manifest = {**_read_manifest(path), "finished": datetime.now(UTC).isoformat(timespec="seconds"), **found}
     write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def last_checkpoint(directory: str | os.PathLike) -> str | None:
+    """The last checkpoint of a trainer that was written whole; `None` if there is none.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            Where a trainer of transformers writes `checkpoint-10` and so on. It writes the state of a checkpoint last.
+    """
+    found = _whole_checkpoints(Path(directory))
+    return str(found[-1]) if found else None
+
+
+def checkpoint_to_resume(output_dir: str | os.PathLike, given: str | None = None) -> str | None:
+    """The checkpoint at which a trainer goes on.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Directory of the run.
+        given (`str`, *optional*):
+            The checkpoint that the user names (`resume_from_checkpoint`).
+
+    Returns:
+        `str` or `None`: `given`, else [`last_checkpoint`] of `output_dir`.
+
+    Raises:
+        ValueError: if `given` is no checkpoint, or was not written whole; those that `output_dir` holds are named.
+
+    Example:
+
+    ```python
+    >>> checkpoint_to_resume("outputs/none") is None
+    True
+    >>> checkpoint_to_resume("outputs/none", given="outputs/none/checkpoint-10")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ValueError: `resume_from_checkpoint` must be a whole checkpoint of a trainer, got 'outputs/none/checkpoint-10', ...
+
+    ```
+    """
+    if given is None:
+        return last_checkpoint(output_dir)
+    if (Path(given) / CHECKPOINT_STATE).is_file():
+        return given
+    why = f"which has no {CHECKPOINT_STATE}" if Path(given).is_dir() else "which is no directory"
+    found = ", ".join(path.name for path in _whole_checkpoints(Path(output_dir)))
+    raise ValueError(
+        f"`resume_from_checkpoint` must be a whole checkpoint of a trainer, got {given!r}, {why}. "
+        f"{str(output_dir)!r} holds {found or 'none'}. Name one, or leave the option out: a run goes on at its last."
+    )
+
+
+def _whole_checkpoints(directory: Path) -> list[Path]:
+    """By step, the last one last."""
+    paths = (state.parent for state in directory.glob(f"checkpoint-*/{CHECKPOINT_STATE}"))
+    numbered = [path for path in paths if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 class JsonlStore:

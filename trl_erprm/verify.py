@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from trl_erprm.choices import check_choice
 from trl_erprm.worker import KillableWorker, WorkerDiedError
 
-__all__ = ["ANSWER_CONVENTIONS", "extract_answer", "verify_answer"]
+__all__ = ["ANSWER_CONVENTIONS", "extract_answer", "marked_answer", "readable_reference", "verify_answer"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,14 +168,47 @@ def extract_answer(text: str, how: str = "auto") -> str | None:
         return _boxed_answer(text)
     if how == "math":
         return _math_verify_answer(text[-MAX_SEARCHED_CHARS:])
-    answer = _gsm8k_answer(text)
-    if answer is not None and re.search(r"[0-9\\]", answer) and _is_expression(answer):
-        return answer
-    for read in (_boxed_answer, _stated_answer, _lone_expression):
+    for read in (marked_answer, _lone_expression):
         answer = read(text)
         if answer is not None:
             return answer
     return _math_verify_answer(text[-MAX_SEARCHED_CHARS:])
+
+
+def marked_answer(text: str, how: str = "auto") -> str | None:
+    """Reads the final answer of a completion only where the completion says that it is one.
+
+    `"auto"` and `"math"` of [`extract_answer`] go on to the last number or formula of the text, so that they find an
+    "answer" in nearly every text, one that was cut off or commits itself to nothing included. Here they want a mark: a
+    `####` line, a closed box, "answer is X" or "answer: X". The other conventions are as they are.
+
+    Args:
+        text (`str`), how (`str`, *optional*, defaults to `"auto"`):
+            As for [`extract_answer`].
+
+    Returns:
+        `str` or `None`: the answer as it is written; `None` if none is marked.
+
+    Raises:
+        ValueError, TypeError: as [`extract_answer`].
+
+    Example:
+
+    ```python
+    >>> [marked_answer(text) for text in ("16 - 7 = 9 eggs are left", "So the answer is 9.", "#### 9")]
+    [None, '9', '9']
+
+    ```
+    """
+    check_answer_convention(how)
+    if how not in ("auto", "math"):
+        return extract_answer(text, how)
+    _check_text("text", text)
+    answer = _gsm8k_answer(text)
+    if answer is not None and re.search(r"[0-9\\]", answer) and _is_expression(answer):
+        return answer
+    answer = _boxed_answer(text)
+    return _stated_answer(text) if answer is None else answer
 
 
 def verify_answer(completion: str, answer: str, how: str = "auto") -> bool | None:
@@ -231,6 +264,41 @@ def verify_answer(completion: str, answer: str, how: str = "auto") -> bool | Non
     reference = _reference(answer)
     found = extract_answer(completion, how)
     return None if found is None else _equal(found, reference)
+
+
+def readable_reference(answer: Any, how: str = "auto") -> str | None:
+    """A reference answer as text, if [`verify_answer`] can compare with it.
+
+    Args:
+        answer (`Any`):
+            What a data set has for an answer. A number is taken for its text.
+        how (`str`, *optional*, defaults to `"auto"`):
+            Where the answer stands in completions, as for [`extract_answer`].
+
+    Returns:
+        `str` or `None`: the reference; `None` where `verify_answer` would raise: it is empty, no text and no number,
+        not a number where `how` is `"gsm8k"`, or no integer or letter where it is `"arithmetic"`.
+
+    Raises:
+        ValueError: if `how` is unknown.
+
+    Example:
+
+    ```python
+    >>> [readable_reference(answer, how="gsm8k") for answer in ("1,000", 18, "three", "", None)]
+    ['1,000', '18', None, None, None]
+
+    ```
+    """
+    check_answer_convention(how)
+    answer = str(answer) if isinstance(answer, int | float) else answer
+    if not isinstance(answer, str):
+        return None
+    try:
+        {"arithmetic": _arithmetic_reference, "gsm8k": _gsm8k_reference}.get(how, _reference)(answer)
+    except ValueError:
+        return None
+    return answer
 
 
 # ---------------------------------------------------------------------------------------------------------------------

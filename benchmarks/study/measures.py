@@ -115,7 +115,8 @@ def measure_prm(config: StudyConfig, unit: Unit) -> dict[str, Any]:
     """Scores the candidates with a PRM, and measures it against the truth and against the PRM of soft labels."""
     directory, label = unit.directory(config.output_dir), read_label(unit.label)
     pool = Pool.load(directory / "pool.json", config.task(unit.difficulty, unit.seed))
-    prm = ProcessRewardModel.from_pretrained(directory / "prms" / unit.prm_name, device=config.device)
+    prm_dir = directory / "prms" / unit.prm_name
+    prm = ProcessRewardModel.from_pretrained(prm_dir, device=config.device, dtype="float32")
     prompts = [f"{pool.problems[index]}\n" for index in pool.problem_of]
     scores = np.array(prm.score(prompts, pool.steps, batch_size=BATCH_SIZES[config.device].scoring))
     (directory / "scores").mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ def _process_reward(config: StudyConfig, unit: Unit, **options: Any) -> ProcessR
         is_well_formed=config.task(unit.difficulty, unit.seed).is_well_formed,
         batch_size=BATCH_SIZES[config.device].scoring,
         device=config.device,
+        dtype="float32",
         **options,
     )
 

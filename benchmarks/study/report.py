@@ -134,7 +134,10 @@ def report(results: Results, images: Mapping[str, str], heading: str = "##") -> 
             ),
             (
                 "fewer rollouts",
-                [rollouts_table(results, difficulty, [STEP_AUROC, P_ERROR, best_of_n("min", largest)])],
+                [
+                    rollouts_table(results, difficulty, [STEP_AUROC, P_ERROR, best_of_n("min", largest)]),
+                    *fewer_rollouts_differences(results, difficulty, [*compared[:4], *few, *by_how]),
+                ],
             ),
             ("longer training", longer_training_tables(results, difficulty, [*compared[:4], *few, *by_how])),
             ("the theory, on exact values", [exact_table(results, difficulty)]),
@@ -192,9 +195,15 @@ def differences_table(results: Results, difficulty: str, measures: Sequence[Meas
     return table(["Measure", "Labels", "Minus soft", "95 %", "d", "p (Holm)", "Seeds"], rows)
 
 
-def difference_matrix(results: Results, difficulty: str, measures: Sequence[Measure], num_epochs: int = 0) -> str:
+def difference_matrix(
+    results: Results,
+    difficulty: str,
+    measures: Sequence[Measure],
+    num_rollouts: int | None = None,
+    num_epochs: int = 0,
+) -> str:
     """A row a label, a column a measure: its difference from soft labels, bold where it is one."""
-    of_measures = {measure: _compared(results, difficulty, measure, num_epochs) for measure in measures}
+    of_measures = {measure: _compared(results, difficulty, measure, num_rollouts, num_epochs) for measure in measures}
     measures = [measure for measure in measures if of_measures[measure]]
     rows = []
     for label in results.config.labels:
@@ -277,6 +286,15 @@ def rollouts_table(results: Results, difficulty: str, measures: Sequence[Measure
     return table(["Labels", *(f"{_head(measure)}: {n}" for measure, n, _ in columns)], rows)
 
 
+def fewer_rollouts_differences(results: Results, difficulty: str, measures: Sequence[Measure]) -> list[str]:
+    """A table for each smaller number of rollouts: labels against soft ones from as many."""
+    parts = []
+    for n in sorted(results.config.num_rollouts, reverse=True)[1:]:
+        if differences := difference_matrix(results, difficulty, measures, n):
+            parts.append(f"{n} rollouts, differences from soft labels. {differences}")
+    return parts
+
+
 def longer_training_tables(results: Results, difficulty: str, measures: Sequence[Measure]) -> list[str]:
     """PRMs that are trained longer: a row a label, a column a measure and number of epochs; and their differences."""
     longer = results.config.longer_training
@@ -295,7 +313,7 @@ def longer_training_tables(results: Results, difficulty: str, measures: Sequence
     ]
     if not columns:
         return []
-    differences = difference_matrix(results, difficulty, measures, epochs)
+    differences = difference_matrix(results, difficulty, measures, num_epochs=epochs)
     return [table(["Labels", *heads], rows), f"After {epochs} epochs, differences from soft labels. {differences}"]
 
 
@@ -478,8 +496,10 @@ def _with_notes(headline: str) -> list[str]:
 # Their cells
 
 
-def _compared(results: Results, difficulty: str, measure: Measure, num_epochs: int = 0) -> dict[str, Difference]:
-    return compare_with(BASELINE, results.values(measure, difficulty, num_epochs=num_epochs))
+def _compared(
+    results: Results, difficulty: str, measure: Measure, num_rollouts: int | None = None, num_epochs: int = 0
+) -> dict[str, Difference]:
+    return compare_with(BASELINE, results.values(measure, difficulty, num_rollouts, num_epochs))
 
 
 def _verdict(measure: Measure, difference: Difference) -> str:

@@ -89,9 +89,7 @@ def test_seeds_are_innermost():
         ("long", "outcome", 16, 0),
     ]
     longer = [key for key in counts if key[3]]
-    assert longer == [
-        (name, label, 16, 15) for label in config.longer_training["labels"] for name in ("default", "long")
-    ]
+    assert longer == [("default", label, 16, 15) for label in config.longer_training["labels"]]
     assert len(counts) == 2 * (8 * 3 + 1) + len(longer)
     assert list(counts)[-len(longer) :] == longer  # behind all others
 

@@ -302,3 +302,16 @@ def test_the_outcome_model_stands_once_among_numbers_of_rollouts(config):
     lines = report.rollouts_table(Results.read(config), "default", [STEP_AUROC]).splitlines()
     assert lines[0] == "| Labels | step AUROC: 16 | step AUROC: 4 |"
     assert lines[2:] == ["| soft | 0.700 (n = 1) | 0.600 (n = 1) |", "| outcome | 0.700 (n = 1) |  |"]
+
+
+def test_labels_of_fewer_rollouts_are_compared_with_soft_ones_of_as_many(config):
+    for seed in config.seeds:
+        write_labels(config, seed)
+        write_scores(config, seed, "soft", step_auroc=0.7)
+        write_scores(config, seed, "soft", 4, step_auroc=0.6)
+        write_scores(config, seed, "er-2", 4, step_auroc=0.65 + 0.001 * seed)
+    [text] = report.fewer_rollouts_differences(Results.read(config), "default", [STEP_AUROC])
+    assert text.startswith("4 rollouts, differences from soft labels.")
+    # 0.050, 0.051, 0.052: half of the interval is 4.303 * 0.001 / sqrt(3) = 0.0025
+    assert "| er-2 | **+0.051** [+0.049, +0.053] |" in text
+    assert "4 rollouts, differences from soft labels. In brackets" in report.report(Results.read(config), {})

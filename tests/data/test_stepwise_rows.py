@@ -29,6 +29,51 @@ def test_stepwise_messages():
     assert to_stepwise_rows(Dataset.from_list([stepwise(prompt=messages)]))[0]["prompt"] == messages
 
 
+def counted(**changes):
+    row = stepwise(num_correct=[2, 0], num_rollouts=[4, 0], outcome=1.0, **changes)
+    del row["labels"]
+    return row
+
+
+@pytest.mark.parametrize(
+    "eta, expected", [(0, 0.5), (math.inf, 1.0), (-math.inf, 0.0), (2, math.log((1 + math.exp(2)) / 2) / 2)]
+)
+def test_rollout_counts(eta, expected):
+    [row] = to_stepwise_rows(Dataset.from_list([counted()]), eta=eta)
+    assert row.pop("labels") == [pytest.approx(expected), None]  # without a rollout, there is no label
+    assert row == {**counted(), "eta": eta}
+    validate_stepwise_rows({**row, "labels": [expected, None]})
+
+
+def test_rollout_counts_need_eta():
+    message = r"The rows have rollout counts and no `labels` \(found .*`num_correct`.*\), but `eta`.* not given. Set"
+    with pytest.raises(ValueError, match=message):
+        to_stepwise_rows(Dataset.from_list([counted()]))
+    with pytest.raises(ValueError, match="`eta` must be finite or one of inf, -inf, got nan"):
+        to_stepwise_rows(Dataset.from_list([counted()]), eta=math.nan)
+
+
+def test_labels_beside_rollout_counts_stay():
+    row = {**counted(), "labels": [0.123, 0.7], "eta": 3.0}
+    assert to_stepwise_rows(Dataset.from_list([row]), eta=0)[0] == row
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_correct": [2]}, "Row 1: `num_correct` must be a list with one number for each of the 2 steps, got 1 n"),
+        ({"num_rollouts": None}, "Row 1: `num_rollouts` must be a list with one number .* 2 steps, got None"),
+        ({"num_correct": [5, 0]}, "Row 1: `num_correct` must not exceed `num_rollouts`, got 5 of 4"),
+        ({"completions": ["a", ""]}, "Row 1: step 1 of `completions` must be a str that is not empty"),
+    ],
+)
+def test_unreadable_rollout_counts(changes, message):
+    dataset = Dataset.from_list([counted(), {**counted(), **changes}])
+    with pytest.raises(ValueError, match=message):
+        to_stepwise_rows(dataset, eta=1)
+    assert len(to_stepwise_rows(dataset, eta=1, skip_unreadable=True)) == 1
+
+
 def test_math_shepherd():
     text = "2+3+4? Step 1: 2+3=<<2+3=5>>5 ки\nStep 2: 5+4=-8 ки\nStep 3: The answer is: -8 ки"
     label = "2+3+4? Step 1: 2+3=<<2+3=5>>5 +\nStep 2: 5+4=-8 -\nStep 3: The answer is: -8 -"
@@ -159,7 +204,8 @@ def test_stepwise_columns_of_no_layout():
     with pytest.raises(
         ValueError,
         match=r"of no stepwise layout: found `completions`, `prompt`. Accepted: TRL stepwise: `prompt`, "
-        r"`completions`, `labels`; PRM800K, flat: .*; Math-Shepherd: `input`, `label`; ER-PRM: `text`, `value`; .*",
+        r"`completions`, `labels`; rollout counts: `prompt`, .*; PRM800K, flat: .*; Math-Shepherd: `input`, `label`; "
+        r"ER-PRM: `text`, `value`; .*",
     ):
         to_stepwise_rows(Dataset.from_list([{"prompt": "x?", "completions": ["a"]}]))
 

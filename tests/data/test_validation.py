@@ -1,12 +1,19 @@
-"""`trl_erprm.data.validation`: which rows are stepwise rows, and what is said of others."""
+"""`trl_erprm.data.validation`: which rows are stepwise rows, with which eta they were made, what is said of others."""
 
+import json
 import math
 
 import pytest
 from datasets import Dataset
 
 from tests.data.rows import stepwise
-from trl_erprm.data import validate_stepwise_rows
+from trl_erprm.data import (
+    check_eta_of_labels,
+    eta_of_labels,
+    load_rows,
+    to_stepwise_rows,
+    validate_stepwise_rows,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +61,44 @@ def test_missing_columns():
     for rows in (row, [row], Dataset.from_list([row])):
         with pytest.raises(ValueError, match=message + ".*to_stepwise_rows"):
             validate_stepwise_rows(rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "values, expected",
+    [([2.0, 2.0], 2.0), ([0, 0], 0.0), (["inf", "inf"], math.inf), ([-math.inf] * 2, -math.inf), ([None] * 2, None)],
+)
+def test_eta_of_labels(values, expected, streaming):
+    dataset = Dataset.from_list([stepwise(eta=value) for value in values])
+    assert eta_of_labels(dataset.to_iterable_dataset() if streaming else dataset) == expected
+    without = Dataset.from_list([stepwise()])
+    assert eta_of_labels(without.to_iterable_dataset() if streaming else without) is None
+
+
+@pytest.mark.parametrize(
+    "values, shown", [([2.0, 10.0], ("2", "10")), ([None, 0.0], ("none", "0")), (["inf", "2"], ("inf", "2"))]
+)
+def test_several_etas(values, shown):
+    rows = [stepwise(eta=value) for value in values]
+    message = "The labels of the eval dataset must be made with one eta, got rows with {} and with {} in the column"
+    with pytest.raises(ValueError, match=message.format(*shown) + ".* Set `eta`"):
+        eta_of_labels(Dataset.from_list(rows), "eval")
+    eta = eta_of_labels(Dataset.from_list(rows).to_iterable_dataset())
+    with pytest.raises(ValueError, match=message.format(*shown)):
+        check_eta_of_labels(rows[1], eta, "eval")
+
+
+@pytest.mark.parametrize("value", ["soon", math.nan, True])
+def test_a_column_eta_that_means_something_else(value):
+    message = "The column `eta` of the train dataset must hold the eta .*, a number, got .* Rename the column"
+    with pytest.raises(ValueError, match=message):
+        eta_of_labels(Dataset.from_list([stepwise(eta=value)]))
+
+
+def test_several_etas_in_a_file(tmp_path):
+    """Of which one is text, as JSON has no infinity."""
+    rows = [stepwise(eta=value) for value in (2.0, 2.0, "inf")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = to_stepwise_rows(load_rows(dataset_path=tmp_path / "rows.jsonl", cache_dir=str(tmp_path / "cache")))
+    with pytest.raises(ValueError, match="must be made with one eta, got rows with 2 and with inf"):
+        eta_of_labels(dataset)

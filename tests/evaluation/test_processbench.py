@@ -1,14 +1,15 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.tiny import prm_trainer
+from tests.tiny import prm_trainer, randomize_head
 from trl_erprm import ProcessRewardModel
 from trl_erprm.data import to_stepwise_rows
 from trl_erprm.evaluation.processbench import (
@@ -350,3 +351,66 @@ def test_human_ratings_through_a_tiny_prm(shared_data, tmp_path, capsys):
     assert [
         measured["first_errors"][f"accuracy_{kind}"]["mean"] for kind in ("erroneous", "correct")
     ] == pytest.approx(accuracies, abs=0.04)  # a score at the threshold may fall on either side by rounding
+
+
+class TestWhatIsRead:
+    """Rows are problems as text; a model that was trained on chats reads each as a message."""
+
+    TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def paths(cls, tmp_path_factory):
+        base = save_base(tmp_path_factory.mktemp("base"))
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.chat_template = cls.TEMPLATE
+        tokenizer.save_pretrained(base)
+        paths = {}
+        for kind, prompt in {"text": "1+1?", "chat": [{"role": "user", "content": "1+1?"}]}.items():
+            paths[kind] = str(tmp_path_factory.mktemp(kind))
+            rows = [{"prompt": prompt, "completions": ["1+1=2"], "labels": [1.0]}]
+            trainer = prm_trainer(base, paths[kind], rows, max_length=256)
+            randomize_head(trainer.model)
+            trainer.save_model()
+        return paths
+
+    @pytest.mark.parametrize(
+        ("kind", "options", "messages"),
+        [
+            ("text", [], None),
+            ("text", ["--prompt_as", "chat"], []),
+            ("chat", [], []),
+            ("chat", ["--system_prompt", "Be brief."], [{"role": "system", "content": "Be brief."}]),
+        ],
+    )
+    def test_scores(self, kind, options, messages, paths, tmp_path):
+        dataset = write_jsonl(tmp_path / "rows.jsonl", PROCESSBENCH)
+        command = ["--prm", paths[kind], "--dataset", dataset, "--output_dir", str(tmp_path / "out")]
+        assert main([*command, *options]) == 0
+        lines = (tmp_path / "out" / "step_scores.jsonl").read_text().splitlines()
+        prm = ProcessRewardModel.from_pretrained(paths[kind])
+        for line, row in zip(lines, PROCESSBENCH, strict=True):
+            text = row["problem"]
+            if messages is not None:
+                chat = [*messages, {"role": "user", "content": text}]
+                text = prm.tokenizer.apply_chat_template(chat, tokenize=False)
+            ids = prm.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids, ends = [1] * (messages is None) + ids, []
+            for step in row["steps"]:
+                ids += prm.tokenizer(step + "\n", add_special_tokens=False)["input_ids"]
+                ends.append(len(ids) - 1)
+            with torch.no_grad():
+                expected = prm.model(torch.tensor([ids])).logits[0, ends, 0].sigmoid()
+            assert json.loads(line)["step_scores"] == pytest.approx(expected.tolist(), abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--system_prompt", "Be brief."], "`system_prompt` was given, but .* reads the problem alone .*'auto'"),
+            (["--prompt_as", "messages"], "`prompt_as` must be one of 'auto', 'chat', 'problem', got 'messages'"),
+        ],
+    )
+    def test_what_does_not_go_together(self, options, message, paths, tmp_path, capsys):
+        dataset = write_jsonl(tmp_path / "rows.jsonl", PROCESSBENCH)
+        assert main(["--prm", paths["text"], "--dataset", dataset, *options]) == 2
+        assert re.search(message, capsys.readouterr().err)

@@ -1,9 +1,12 @@
 """`trl_erprm.evaluation.scoring`: which candidates are scored, in whose place scores stand, how scorers are called."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from trl_erprm.evaluation.candidates import check_step_scores, make_pool
-from trl_erprm.evaluation.scoring import score_candidates, scorer_paths
+from trl_erprm.evaluation.scoring import score_candidates, score_recorded, scorer_paths
+from trl_erprm.rollout.recorded import SharedRecords
 
 ROWS = [
     {"prompt": "p", "answer": "2", "candidates": ["a\n#2", "no answer", "skip\n#3", "long\nlong\n#4"]},
@@ -47,10 +50,24 @@ def test_without_a_check_of_the_form():
     assert check_step_scores(found, pool) == found
 
 
-def test_a_problem_without_a_prompt():
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_what_is_recorded_is_what_one_call_gives(tmp_path, chunk):
+    """In chunks, and equal candidates once."""
+    prm, pool = PRM(), make_pool([ROWS[0], ROWS[1], ROWS[1] | {"answer": "9"}], "arithmetic")
+    records = SharedRecords(tmp_path, SimpleNamespace(process_index=0, num_processes=1, is_main_process=True))
+    how = {"batch_size": 7, "is_well_formed": lambda prompt, steps: steps[0] != "skip"}
+    found = score_recorded(prm, pool, records, **how, solutions_per_chunk=chunk)
+    assert found == score_candidates(PRM(), pool, **how) and found[0][3] is None and found[2] == found[1]
+    assert prm.options == [{"batch_size": 7, "none_if_too_long": True, "show_progress": False}] * -(-5 // chunk)
+    assert len(list(records.read("scored"))) == 5
+    assert score_recorded(prm, pool, records, **how) == found and len(prm.options) == -(-5 // chunk)
+
+
+def test_a_problem_without_a_prompt(tmp_path):
     pool = make_pool([ROWS[0], {**ROWS[1], "prompt": None}], "arithmetic")
-    with pytest.raises(ValueError, match="Problem 1 has no `prompt`, which a reward model has to read. Add a column"):
-        score_candidates(PRM(), pool)
+    for score in (score_candidates, lambda *given: score_recorded(*given, SharedRecords(tmp_path, None))):
+        with pytest.raises(ValueError, match="Problem 1 has no `prompt`, which a reward model has to read. Add a col"):
+            score(PRM(), pool)
 
 
 @pytest.mark.parametrize(

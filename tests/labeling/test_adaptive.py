@@ -11,10 +11,10 @@ from datasets import Dataset
 from tests.labeling.test_monte_carlo import CONFIG, INF, BernoulliEngine, ScriptedEngine, rows
 from tests.labeling.test_runs import Processes
 from tests.rollout.test_transformers_engine import make_model, make_tokenizer
-from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, label_interval, monte_carlo, rollouts
+from trl_erprm.labeling import LabelingConfig, MonteCarloLabeler, label_interval, monte_carlo
 from trl_erprm.labeling.intervals import is_narrow_enough
 from trl_erprm.manifest import content_hash
-from trl_erprm.rollout import PrefixTooLongError, load_engine
+from trl_erprm.rollout import PrefixTooLongError, load_engine, recorded
 
 ADAPTIVE = replace(CONFIG, num_rollouts=32, label_tolerance=0.4, rollouts_per_round=4, eta=2.0)
 GIVEN = [{"prompt": f"p{i}", "completions": ["a", f"b{i % 3}", "#1"]} for i in range(20)]
@@ -93,7 +93,7 @@ class TestAdaptive:
         for number, fail_after in ((3, 10), (2, None)):
             processes = Processes(number)
             monkeypatch.setattr(monte_carlo, "process_state", processes)
-            monkeypatch.setattr(rollouts, "sleep", processes.sleep)
+            monkeypatch.setattr(recorded, "sleep", processes.sleep)
             engines = [engine() for _ in range(number)]
             for one in engines if fail_after else []:
                 one.generate = failing_after(one, fail_after)

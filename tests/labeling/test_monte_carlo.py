@@ -85,7 +85,7 @@ class TestLabels:
         assert (row["prompt"], row["answer"], row["outcome"]) == ("p\n", "1", 1.0)
         assert result.column_names == [
             "prompt", "completions", "labels", "label_low", "label_high", "num_correct", "num_rollouts",
-            "num_unparsed", "answer", "outcome",
+            "num_unparsed", "answer", "outcome", "eta",
         ]  # fmt: skip
         assert sorted(prefix.completion for call in engine.calls for prefix in call) == ["a\n", "a\nb\n"]
 
@@ -103,7 +103,7 @@ class TestLabels:
     def test_labels_follow_eta(self):
         for eta, expected in [(0, 0.5), (INF, 1.0), (-INF, 0.0), (-2.0, -math.log((1 + math.exp(-2)) / 2) / 2)]:
             [row] = MonteCarloLabeler(ScriptedEngine(TABLE), replace(CONFIG, eta=eta)).label(rows(THREE_STEPS))
-            assert row["labels"][0] == pytest.approx(expected, abs=1e-15)
+            assert row["labels"][0] == pytest.approx(expected, abs=1e-15) and row["eta"] == eta
 
     def test_the_whole_answer_is_verified_against_the_own_reference(self):
         """The same rollouts are right for one row and wrong for another; and the verifier sees the steps before."""
@@ -237,6 +237,80 @@ class TestSampledSolutions:
         assert len(samples) == len(set(samples))
 
 
+class TestTruncated:
+    """What is cut off at `max_new_tokens` has no answer but one that it marks ("…" here: cut off)."""
+
+    AUTO = replace(CONFIG, verify_how="auto")  # finds a number in nearly every text
+
+    def test_rollouts_by_hand(self, caplog):
+        table = {("p\n", "a\n"): ["so 1…", "so 1", "so 1…", "so 2"], ("p\n", "a\nb\n"): ["so 1…"]}
+        labeler = MonteCarloLabeler(ScriptedEngine(table), self.AUTO)
+        [row] = labeler.label(rows({**THREE_STEPS, "completions": ["a", "b", "so 1"]}))
+        assert (row["num_correct"], row["num_unparsed"]) == ([1, 0, 1], [2, 4, 0])
+        assert row["labels"] == pytest.approx([math.log(1 + 0.25 * (math.e - 1)), 0, 1], abs=1e-15)
+        assert labeler.summary["unparsed_share"] == labeler.summary["truncated_share"] == 6 / 8
+        assert "75.0 % of the rollouts are cut off at `max_new_tokens`=16 and count as not right unless" in caplog.text
+
+    @pytest.mark.parametrize("how", ["auto", "math", "gsm8k", "arithmetic"])
+    def test_a_marked_answer_counts(self, how):
+        """A policy that goes on behind its answer has answered."""
+        config = replace(CONFIG, verify_how=how)
+        text = {"arithmetic": "2+2\n#1", "math": r"\boxed{1}, as"}.get(how, "#### 1\n2 of")
+        [row] = MonteCarloLabeler(ScriptedEngine(default=f"{text}…"), config).label(rows(THREE_STEPS))
+        assert row["num_correct"][:2] == [4, 4]
+
+    def test_a_verifier_of_ones_own_is_asked(self):
+        labeler = MonteCarloLabeler(ScriptedEngine(default="so 1…"), CONFIG, lambda text, answer: text[-1] == answer)
+        [row] = labeler.label(rows(THREE_STEPS))
+        assert row["num_correct"] == [4, 4, 1]
+        assert labeler.summary["truncated_share"] == 1
+
+    def test_the_last_number_of_an_unfinished_text(self):
+        cut = "bakes 4, so 16 - 7 = 9 eggs are left and now she sells each of these 9 for"
+        given = rows({"prompt": "p", "completions": ["16 eggs a day.", "The answer is 9."]}, answer="9")
+        for text, num_correct in [(cut, 4), (f"{cut}…", 0)]:
+            [row] = MonteCarloLabeler(ScriptedEngine(default=text), self.AUTO).label(given)
+            assert row["num_correct"] == [num_correct, 1]
+
+    @pytest.mark.parametrize("label_steps", ["all", "until_hopeless", "first_error"])
+    @pytest.mark.parametrize("label_tolerance", [None, 0.4])
+    def test_counts_as_one_without_an_answer(self, label_steps, label_tolerance):
+        config = replace(self.AUTO, label_steps=label_steps, label_tolerance=label_tolerance, num_rollouts=12)
+        given = rows({"prompt": "p", "completions": ["a", "b", "c", "d", "so 2"]})
+
+        def label(text):
+            table = {("p", "a\n"): ["1", text, "2"], ("p", "a\nb\n"): [text, "1"], ("p", "a\nb\nc\n"): [text]}
+            labeler = MonteCarloLabeler(ScriptedEngine(table), config)
+            return labeler.label(given).to_list(), labeler.summary["unparsed_share"]
+
+        assert label("1…") == label("no answer") != label("1")
+
+    @pytest.mark.parametrize("merge_equal_solutions", [False, True])
+    def test_sampled_solutions(self, merge_equal_solutions, caplog):
+        table = {("p", ""): ["a\nso 1…", "a\nso 1", "a\nso 2…", "a\nso 1…"], ("p", "a\n"): ["so 1"]}
+        config = replace(self.AUTO, merge_equal_solutions=merge_equal_solutions)
+        labeler = MonteCarloLabeler(ScriptedEngine(table), config)
+        result = labeler.label(rows({"prompt": "p"}))
+        if merge_equal_solutions:
+            assert result["num_duplicates"][:] == [2, 1, 1]
+            result = result.select([0, 1, 2, 0])
+        assert result["outcome"][:] == [None, 1.0, None, None]
+        assert result["num_correct"][:] == [[4, 0], [4, 1], [4, 0], [4, 0]]
+        assert [labels[-1] for labels in result["labels"]] == [0.0, 1.0, 0.0, 0.0]
+        num_solutions = labeler.summary["num_solutions"]
+        assert labeler.summary["num_truncated_solutions"] == num_solutions - 1
+        message = f"{num_solutions - 1} of the {num_solutions} solutions are cut off at `max_new_tokens`=16"
+        assert message in caplog.text
+
+    def test_a_run_continues_with_what_was_cut_off(self, tmp_path):
+        table = {("p", ""): ["a\n1…", "b\n1", "a\n2"], ("p", "a\n"): ["1…", "1"], ("p", "b\n"): ["1"]}
+        given = rows({"prompt": "p"})
+        expected = MonteCarloLabeler(ScriptedEngine(table), self.AUTO).label(given, tmp_path).to_list()
+        again = ScriptedEngine(table)
+        assert MonteCarloLabeler(again, self.AUTO).label(given, tmp_path).to_list() == expected
+        assert again.samples == []
+
+
 class TestReport:
     def test_summary(self):
         engine = ScriptedEngine({("p", "a\n"): ["#1", "#2", "b", "b…"]})
@@ -246,9 +320,10 @@ class TestReport:
         assert summary.pop("seconds_of_call") > summary.pop("seconds") > 0 and summary.pop("rollouts_per_second") > 0
         assert summary == {
             "num_solutions": 2, "num_distinct_solutions": 2, "num_unanswered_solutions": 1, "num_empty_solutions": 0,
-            "num_prefixes": 1, "num_unique_prefixes": 1, "num_labelled_prefixes": 1, "num_skipped_prefixes": 0,
-            "num_skipped_prompts": 0, "num_rollouts": 4, "num_tokens": 12, "num_solution_tokens": 0,
-            "unparsed_share": 0.5, "length_limit_share": 0.25, "num_new_rollouts": 4, "eta": 1.0, "max_new_tokens": 16,
+            "num_truncated_solutions": 0, "num_prefixes": 1, "num_unique_prefixes": 1, "num_labelled_prefixes": 1,
+            "num_skipped_prefixes": 0, "num_skipped_prompts": 0, "num_rollouts": 4, "num_tokens": 12,
+            "num_solution_tokens": 0, "unparsed_share": 0.5, "truncated_share": 0.25, "num_new_rollouts": 4,
+            "eta": 1.0, "max_new_tokens": 16,
         }  # fmt: skip
 
     def test_unparsed_and_cut_off_rollouts_are_warned_of(self, caplog):
@@ -391,8 +466,14 @@ class TestRelabel:
     def test_counts_decide(self):
         result = relabel(Dataset.from_dict(self.LABELLED), 2)
         assert result["labels"][:] == [[pytest.approx(math.log((math.e**2 + 3) / 4) / 2), 1.0], [None]]
-        assert result.column_names == list(self.LABELLED)
-        assert result.remove_columns("labels").to_dict() == {k: v for k, v in self.LABELLED.items() if k != "labels"}
+        assert result.column_names == [*self.LABELLED, "eta"] and result["eta"][:] == [2.0, 2.0]
+        others = result.remove_columns(["labels", "eta"])
+        assert others.to_dict() == {k: v for k, v in self.LABELLED.items() if k != "labels"}
+
+    def test_eta_is_replaced_in_its_place(self):
+        """Also where it was read from JSON, which holds an infinite one as text."""
+        result = relabel(Dataset.from_dict({"eta": ["inf", "inf"], **self.LABELLED}), 0.5)
+        assert result.column_names == ["eta", *self.LABELLED] and result["eta"][:] == [0.5, 0.5]
 
     def test_hard_labels_that_were_booleans_become_numbers(self):
         labelled = Dataset.from_dict({**self.LABELLED, "labels": [[True, True], [False]]})

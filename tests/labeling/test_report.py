@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from tests.labeling.test_monte_carlo import CONFIG, BernoulliEngine, ScriptedEngine, rows
+from trl_erprm.data import eta_of_labels, load_rows
 from trl_erprm.labeling import MonteCarloLabeler, label_interval, relabel, relabel_run, write_report
 from trl_erprm.labeling.report import format_report, plot_labels, quality_report, warnings_of
 from trl_erprm.manifest import JsonlStore
@@ -68,7 +69,14 @@ class TestQualityReport:
     ("summary", "message"),
     [
         ({"unparsed_share": 0.051}, "5.1 % of the rollouts have no readable answer"),
-        ({"length_limit_share": 0.06, "max_new_tokens": 9}, "6.0 % of the rollouts are cut off at `max_new_tokens`=9"),
+        (
+            {"truncated_share": 0.06, "max_new_tokens": 9},
+            "6.0 % of the rollouts are cut off at `max_new_tokens`=9 and count as not right unless they mark",
+        ),
+        (
+            {"num_truncated_solutions": 2, "num_solutions": 39, "max_new_tokens": 9},
+            "2 of the 39 solutions are cut off at `max_new_tokens`=9: unless they mark an answer they have no outcome",
+        ),
         ({"num_empty_solutions": 2, "num_solutions": 5}, "2 of the sampled solutions are empty and were left out, 5"),
         (
             {"num_skipped_prefixes": 3, "num_skipped_prompts": 0, "max_new_tokens": 9},
@@ -83,7 +91,8 @@ def test_warnings(summary, message):
 
 def test_no_warnings():
     assert warnings_of({}) == []
-    assert warnings_of({"unparsed_share": 0.05, "length_limit_share": 0.05, "num_empty_solutions": 0}) == []
+    assert warnings_of({"unparsed_share": 0.05, "truncated_share": 0.05, "num_empty_solutions": 0}) == []
+    assert warnings_of({"num_truncated_solutions": 2, "num_solutions": 40}) == []
 
 
 class TestRun:
@@ -121,8 +130,23 @@ class TestRun:
         result, _ = run(tmp_path)
         assert relabel_run(tmp_path, eta)["summary"]["eta"] == eta == write_report(tmp_path)["summary"]["eta"]
         assert f"| eta | {eta:g} |" in (tmp_path / "report.md").read_text()
-        assert JsonlStore(tmp_path / "labels.jsonl").read() == relabel(result, eta).to_list()
-        assert json.loads((tmp_path / "summary.json").read_text())["eta"] == str(eta)  # no JSON number
+        stored = JsonlStore(tmp_path / "labels.jsonl").read()
+        assert {row["eta"] for row in stored} == {str(eta)}  # no JSON number
+        assert [{**row, "eta": eta} for row in stored] == relabel(result, eta).to_list()
+        assert eta_of_labels(load_rows(dataset_path=tmp_path / "labels.jsonl", cache_dir=str(tmp_path / "c"))) == eta
+        assert json.loads((tmp_path / "summary.json").read_text())["eta"] == str(eta)
+
+    def test_rows_of_an_earlier_version_get_their_eta(self, tmp_path):
+        """They had none; so had their Parquet file."""
+        result, _ = run(tmp_path, labels_format="parquet")
+        without = result.remove_columns("eta")
+        (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without.to_list()))
+        without.to_parquet(str(tmp_path / "labels.parquet"))
+        relabel_run(tmp_path, 5.0)
+        expected = relabel(without, 5.0)
+        assert JsonlStore(tmp_path / "labels.jsonl").read() == expected.to_list()
+        loaded = Dataset.from_parquet(str(tmp_path / "labels.parquet"), cache_dir=str(tmp_path / "cache"))
+        assert loaded.to_list() == expected.to_list() and set(loaded["eta"]) == {5.0}
 
     def test_eta_is_chosen(self, tmp_path):
         run(tmp_path, num_rollouts=8)

@@ -11,8 +11,8 @@ from datasets import Dataset
 from tests.distributed.launch import launch
 from tests.labeling.test_monte_carlo import CONFIG, BernoulliEngine, rows
 from tests.rollout.test_transformers_engine import make_model, make_tokenizer
-from trl_erprm.labeling import MonteCarloLabeler, monte_carlo, relabel, rollouts
-from trl_erprm.rollout import Completion, load_engine
+from trl_erprm.labeling import MonteCarloLabeler, monte_carlo, relabel
+from trl_erprm.rollout import Completion, load_engine, recorded
 
 
 def untimed(lines: bytes) -> list[str]:
@@ -76,7 +76,7 @@ class TestDirectory:
     def test_seconds_and_rates_are_those_of_all_calls(self, monkeypatch, tmp_path):
         """A clock that each engine call puts forward by 2 seconds: 11 calls, of which 5 before the interruption."""
         now = 100.0
-        monkeypatch.setattr(rollouts, "perf_counter", lambda: now)
+        monkeypatch.setattr(recorded, "perf_counter", lambda: now)
 
         class Timed(BernoulliEngine):
             left = 5
@@ -230,7 +230,7 @@ class TestProcesses:
     def run(self, monkeypatch, number, directory, interrupt_after=None):
         processes = Processes(number)
         monkeypatch.setattr(monte_carlo, "process_state", processes)
-        monkeypatch.setattr(rollouts, "sleep", processes.sleep)
+        monkeypatch.setattr(recorded, "sleep", processes.sleep)
         engines = [self.engine(interrupt_after) for _ in range(number)]
         labelers = [MonteCarloLabeler(engine, self.CONFIG) for engine in engines]
         results, errors = processes.run(lambda index: labelers[index].label(rows(*self.GIVEN), directory))

@@ -80,6 +80,30 @@ class TestRewardToGo:
                 expected.append([sum(normalized[k:]) for k in range(len(row))])
         assert_equal(reward_to_go_advantages(scores, size), padded(expected, scores.size(1)))
 
+    def test_scaled_by_hand(self):
+        nothing, more = [NAN, NAN], [[0.5, 0.5], [0.5, 0.5]]
+        rewards = torch.tensor([[0.8, 0.2], [0.6, NAN], *more, nothing, nothing], dtype=torch.float64)
+        # less the mean of the group, 8/15: 4/15, -5/15 and 1/15
+        returns = padded([[-1 / 15, -5 / 15], [1 / 15], [0, 0], [0, 0], [], []], 2)
+        of_group = math.sqrt((16 + 25 + 1) / 225 / 2)
+        seven = [0.8, 0.2, 0.6, 0.5, 0.5, 0.5, 0.5]
+        of_batch = math.sqrt(sum((r - 3.6 / 7) ** 2 for r in seven) / 6)
+        assert_equal(reward_to_go_advantages(rewards, 2, "none"), returns)
+        assert_equal(reward_to_go_advantages(rewards, 2, "group"), returns / (of_group + 1e-4))
+        assert_equal(reward_to_go_advantages(rewards, 2), returns / (of_group + 1e-4))
+        assert_equal(reward_to_go_advantages(rewards, 2, "batch"), returns / (of_batch + 1e-4))
+        with pytest.raises(ValueError, match="`scale_rewards` must be one of 'group', 'batch', 'none', got 'groups'"):
+            reward_to_go_advantages(rewards, 2, "groups")
+
+    @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+    def test_single_steps_are_scaled_as_the_outcomes_of_grpo(self, scale_rewards):
+        """Completions of one step: `step_weight` and `outcome_weight` then weigh advantages of one size."""
+        rewards = random_scores(most_steps=1, share_unscored=0.0).squeeze(1)
+        groups = rewards.view(-1, 4)
+        std = groups.std(dim=1, keepdim=True) if scale_rewards == "group" else rewards.std()
+        expected = (groups - groups.mean(dim=1, keepdim=True)) / (1.0 if scale_rewards == "none" else std + 1e-4)
+        assert_equal(reward_to_go_advantages(rewards[:, None], 4, scale_rewards), expected.reshape(-1, 1))
+
     def test_groups_do_not_mix(self):
         scores = random_scores(num_groups=2, share_unscored=0.0)
         changed = scores.clone()
@@ -175,10 +199,12 @@ class TestSoftAdvantage:
     "estimate",
     [
         lambda s, g: reward_to_go_advantages(s, g),
+        lambda s, g: reward_to_go_advantages(s, g, "batch"),
+        lambda s, g: reward_to_go_advantages(s, g, "none"),
         lambda s, g: min_form_advantages(s, g),
         lambda s, g: soft_advantages(s, g, 1.0),
     ],
-    ids=["reward_to_go", "min_form", "soft_advantage"],
+    ids=["reward_to_go", "reward_to_go, batch", "reward_to_go, none", "min_form", "soft_advantage"],
 )
 class TestAll:
     def test_an_unscored_completion_changes_nothing_for_the_others(self, estimate):

@@ -48,3 +48,27 @@ def test_identity():
     assert AnswerReward("boxed").identity == {
         "name": "answer_reward", "answer_how": "boxed", "answer_column": "answer"
     }  # fmt: skip
+
+
+class TestUnreadableReferences:
+    @pytest.mark.parametrize(
+        ("how", "references"),
+        [("gsm8k", ["three", "", " ", ["3"], {"a": 3}]), ("arithmetic", ["1/2", "", ["3"]]), ("auto", ["", ["3"]])],
+    )
+    def test_none_a_metric_and_one_warning(self, how, references, caplog):
+        """What the dataset has wrong is no fault of the policy, and ends no run."""
+        metrics = {}
+        reward = AnswerReward(how)
+        given = [*references, "3", None]
+        for _ in range(2):
+            rewards = reward(completions=["#### 3\n#3"] * len(given), answer=given, log_metric=metrics.__setitem__)
+            assert rewards == [None] * len(references) + [1.0, None]
+        assert metrics == {"answer_reward/unreadable_references": len(references) / len(given)}
+        [warning] = [record.message for record in caplog.records]
+        assert f"holds {references[0]!r}, which is no reference answer by the convention {how!r}" in warning
+
+    def test_none_of_them(self, caplog):
+        metrics = {}
+        assert AnswerReward()(completions=["3"], answer=["3"], log_metric=metrics.__setitem__) == [1.0]
+        assert metrics == {"answer_reward/unreadable_references": 0.0} and not caplog.records
+        assert AnswerReward()(completions=[], answer=[], log_metric=metrics.__setitem__) == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,18 @@ class TestEffects:
         report = report_of(messages, [[{"role": "user", "content": "p"}]], aggregations=["min"])
         assert report.effects == report_of(aggregations=["min"]).effects
 
+    def test_the_models_options_hold(self):
+        """What the reward reads of prompts, and how much at once, is what is reported on."""
+        seen = []
+
+        class Recording(TablePRM):
+            def score(self, prompts, steps, batch_size, none_if_too_long, **options):
+                seen.append((batch_size, options))
+                return super().score(prompts, steps, batch_size, none_if_too_long)
+
+        report_of(prm=Recording(), batch_size=7, prompt_as="problem", max_tokens_per_batch=64)
+        assert seen == [(7, {"prompt_as": "problem", "max_tokens_per_batch": 64})] * 2
+
     def test_scores_are_computed_once_for_all_aggregations(self):
         class Counting(TablePRM):
             num_calls = 0
@@ -367,9 +380,36 @@ class TestCommandLine:
         assert self.run(path, prm_path, *options, "--max_steps", "9") == 1
         assert self.run(path, prm_path, *options, "--min_steps", "4", "--max_steps", "4") == 0
 
+    def test_a_model_from_elsewhere_with_its_format(self, prm_path, tmp_path, capsys):
+        shutil.copytree(prm_path, tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "prm_format.json").unlink()
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.LAYOUTS["stepwise"]))
+        self.run(path, prm_path)
+        expected = capsys.readouterr().out
+        assert self.run(path, str(tmp_path / "elsewhere")) == 2
+        assert "(in the recipes and the hacking report `--prm_format`), one of 'trl'" in capsys.readouterr().err
+        self.run(path, str(tmp_path / "elsewhere"), "--prm_format", "trl")
+        assert capsys.readouterr().out == expected
+
+    def test_what_is_read_of_chats(self, prm_path, tmp_path, capsys):
+        """The model was trained on text: only the problem of a chat is read, unless the option says otherwise."""
+        path, chat = tmp_path / "rows.jsonl", [{"role": "user", "content": "1+1\n"}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.LAYOUTS["completion"]))
+        self.run(path, prm_path)
+        expected = capsys.readouterr().out
+        rows = [{**row, "prompt": chat} for row in self.LAYOUTS["completion"]]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.run(path, prm_path)
+        assert capsys.readouterr().out == expected
+        assert self.run(path, prm_path, "--prompt_as", "chat") == 2
+        assert "`prompt_as='chat'` was given), but its tokenizer has no chat template" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            (["--prm_format", "qwen"], "`prm_format` must be one of 'trl'"),
+            (["--prompt_as", "text"], "`prompt_as` must be one of 'auto', 'chat', 'problem', got 'text'"),
             (["--aggregations", "minimum"], "got 'minimum'"),
             (["--min_steps", "0"], "`min_steps` must be at least 1"),
             (["--dataset_path", "nowhere.jsonl"], "nowhere.jsonl"),

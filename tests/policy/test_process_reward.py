@@ -6,11 +6,8 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.tiny import prm_trainer, save_base
-from tests.tokenizers import LLAMA_TEMPLATE, byte_level_tokenizer
 from trl_erprm import ProcessReward, ProcessRewardModel, aggregate
 from trl_erprm.policy.guards import StepGuards
 from trl_erprm.policy.process_reward import Judgement, combine_with_outcome
@@ -78,6 +75,51 @@ def test_no_step_or_no_answer_is_none(completion):
 
 def test_an_answer_need_not_be_required():
     assert reward(["a\nb", "\n"], require_answer=False)[0] == [0.4, None]
+
+
+class TestAnswersMustBeMarked:
+    """Where `answer_how` would find a number in any text, `require_answer` wants the answer to be marked as one."""
+
+    CUT = "16 - 7 = 9 eggs are left and now she sells each of these 9 for"
+    MARKED = ("9 are left\n#### 9", "so \\boxed{9}", "The answer is 9.", "**Answer:** 9")
+    UNMARKED = (CUT, "9", "She has 9 left.", "so \\boxed{9", "The answer to this")
+
+    @pytest.mark.parametrize("answer_how", ["auto", "math"])
+    def test_reasons(self, answer_how):
+        function = ProcessReward(ScriptedPRM({}), answer_how=answer_how)
+        assert [function.examine("p", text).malformed for text in self.MARKED] == [None] * 4
+        assert [function.examine("p", text).malformed for text in self.UNMARKED] == ["no_answer"] * 5
+        lenient = ProcessReward(ScriptedPRM({}), answer_how=answer_how, require_answer=False, combine="gate")
+        assert lenient.examine("p", self.CUT).malformed is None  # `combine` reads it as the verdict does
+        assert lenient.examine("p", "I do not know").malformed == "no_answer"
+
+    def test_a_marked_answer_is_still_compared_leniently(self):
+        table = {"So we have half.": 0.9, "The answer is 0.5": 0.8}
+        function = ProcessReward(ScriptedPRM(table), combine="gate")
+        given = ["So we have half.\nThe answer is 0.5"]
+        assert function(prompts=["p"], completions=given, answer=["\\frac{1}{2}"]) == [0.8]
+
+    def test_a_batch_without_any_answer_is_warned_of_once(self, caplog):
+        function = ProcessReward(ScriptedPRM({"The answer is 9.": 0.5}))
+        function.judge(["p", "p"], [self.CUT, "The answer is 9."])
+        assert caplog.text == ""
+        for texts in ([self.CUT, "9"], ["9", "9"]):
+            function.judge(["p", "p"], texts)
+        [record] = caplog.records
+        assert record.getMessage().startswith("None of 2 completions has an answer that `answer_how='auto'` can read")
+
+    def test_real_solutions(self, shared_data):
+        """300 of Qwen2.5-7B-Instruct, which was not told how to mark its answer: a box is what it marks one with."""
+        with gzip.open(shared_data / "bon_gsm8k" / "candidates.jsonl.gz", "rt") as file:
+            texts = [c["completion"] for line in file for c in json.loads(line)["candidates"][:3]]
+        counts = {}
+        for answer_how in ("auto", "boxed"):
+            function = ProcessReward(ScriptedPRM({}), answer_how=answer_how)
+            for share in (0.7, 0.85, 1.0):
+                judged = [function.examine("p", text[: int(share * len(text))]).malformed for text in texts]
+                counts[answer_how, share] = judged.count("no_answer")
+        assert len(texts) == 300 and all(counts[how, share] == 300 for how, share in counts if share < 1)
+        assert counts["auto", 1.0] == counts["boxed", 1.0] == 225
 
 
 def test_malformed_is_none():
@@ -322,8 +364,8 @@ class TestMetrics:
             "share_of_repeated_steps": (1 / 3 + 2 / 4) / 5,
             "share_of_white_space": (2 / 6 + 1 / 4 + 2 / 7 + 0 + 3 / 8) / 5,
             "correlation_with_num_steps": np.corrcoef(scores, [3, 2, 4])[0, 1],
-            "accuracy": 1 / 3,
-            "gap_to_accuracy": np.mean(scores) - 1 / 3,
+            "accuracy": 1 / 5,
+            "gap_to_accuracy": np.mean(scores) - 1 / 5,
             "malformed": 2 / 5,
             "malformed/no_step": 1 / 5,
             "malformed/no_answer": 1 / 5,
@@ -355,92 +397,22 @@ class TestMetrics:
             assert after[f"process_reward/{name}"] > before[f"process_reward/{name}"] + 0.05, name
         assert after["process_reward/accuracy"] == before["process_reward/accuracy"] == 0
 
+    def test_unreadable_answers_are_wrong_ones(self):
+        """Else a policy that answers less and less would look better and better."""
+        rows = {"answer": ["1"] * 4}
+        before, _ = self.metrics(["a\n#1", "a\n#1", "a\n#2", "a\n#2"], rows)
+        after, _ = self.metrics(["a\n#1", "a\n#1", "a\n", "a\n"], rows)
+        assert before["process_reward/accuracy"] == after["process_reward/accuracy"] == 0.5
+        assert after["process_reward/gap_to_accuracy"] == pytest.approx(0.7 - 0.5)
+        # Rows without a reference say nothing about the policy, nor do those whose reference cannot be read.
+        some, _ = self.metrics(["a\n#1", "a\n", "a\n#1", "a\n#1"], {"answer": ["1", "1", None, "one"]})
+        assert some["process_reward/accuracy"] == 0.5
+
     def test_an_empty_batch(self):
         assert self.metrics([]) == (
             {},
             {f"process_reward/{name}": [] for name in ("step_scores", "num_steps", "malformed")},
         )
-
-
-class TestFormatAndPrompts:
-    """A tag that merges with a step is that completion's; a format that does not fit the prompts is an error."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def prm(cls):
-        tokenizer = byte_level_tokenizer(template=LLAMA_TEMPLATE)
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=64,
-        )  # fmt: skip
-        return ProcessRewardModel(LlamaForCausalLM(config), tokenizer, "er-prm")
-
-    # The tag's last letter and the accent behind it are composed into one letter.
-    MERGES = "x + y = 4\n\u0306 so 4"
-
-    def test_the_rest_of_the_batch_is_scored(self, prm):
-        function = ProcessReward(prm, require_answer=False, reward_if_malformed=0.0)
-        completions = ["x + y = 4\nso 4", self.MERGES, "", "x = 3", "3 " * 100]
-        values = function(["What?"] * 5, completions)
-        assert values[1] is None and values[2] == 0.0 and values[4] is None
-        alone = prm.score(["What?"] * 2, [["x + y = 4", "so 4"], ["x = 3"]])
-        assert [values[0], values[3]] == pytest.approx([min(scores) for scores in alone], abs=1e-6)
-        judgements = function.judge(["What?"] * 5, completions)
-        assert [j.unscored for j in judgements] == [None, "not_encodable", None, None, "too_long"]
-
-    def test_all_of_a_batch_that_fits_otherwise(self, prm):
-        assert ProcessReward(prm, require_answer=False)(["What?"], [self.MERGES]) == [None]
-
-    def test_prompts_of_messages_for_a_model_without_template(self, prm):
-        tokenizer = byte_level_tokenizer(template=None)
-        function = ProcessReward(ProcessRewardModel(prm.model, tokenizer, "er-prm"), require_answer=False)
-        message = (
-            "The format 'er-prm' of the process reward model does not fit the prompt .*no chat template.*Give prompts"
-        )
-        with pytest.raises(ValueError, match=message):
-            function([[{"role": "user", "content": "What?"}]], [[{"role": "assistant", "content": "x = 3"}]])
-
-    def test_a_chat_format_that_wants_another_last_message(self, prm):
-        function = ProcessReward(ProcessRewardModel(prm.model, prm.tokenizer, "rlhflow"), require_answer=False)
-        prompt = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Well,"}]
-        with pytest.raises(ValueError, match="The format 'rlhflow' .* does not fit .*ends with one of 'assistant'"):
-            function([prompt], [[{"role": "assistant", "content": "x = 3"}]])
-
-    def test_another_error_is_not_swallowed(self, prm, monkeypatch):
-        def broken(*args, **kwargs):
-            raise ValueError("out of weights")
-
-        monkeypatch.setattr(prm.model, "forward", broken)
-        with pytest.raises(ValueError, match="out of weights"):
-            ProcessReward(prm, require_answer=False)(["What?"], ["x = 3"])
-
-    def test_completion_of_zero_tokens(self, prm):
-        assert ProcessReward(prm)(["What?"], [""]) == [None]
-        assert ProcessReward(prm, reward_if_malformed=0.0)(["What?"], [""]) == [0.0]
-
-
-class TestLoading:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def path(cls, tmp_path_factory):
-        rows = [{"prompt": "1+1\n", "completions": ["1+1=2", "#2"], "labels": [1.0, 1.0]}]
-        folder = tmp_path_factory.mktemp("prm")
-        prm_trainer(save_base(tmp_path_factory.mktemp("base")), folder, rows).save_model()
-        return str(folder)
-
-    def test_device_and_dtype(self, path):
-        function = ProcessReward(path, device="cpu", dtype="bfloat16", answer_how="arithmetic")
-        assert (function.prm.device.type, function.prm.model.dtype) == ("cpu", torch.bfloat16)
-        [value] = function(["1+1\n"], ["1+1=2\n#2"])
-        assert value == pytest.approx(
-            ProcessReward(path, answer_how="arithmetic")(["1+1\n"], ["1+1=2\n#2"])[0], abs=0.02
-        )
-        assert ProcessReward(path, device="meta").prm.device.type == "meta"
-
-    def test_of_a_loaded_model_they_are_an_error(self):
-        with pytest.raises(ValueError, match="`dtype` says how a model is loaded, but `prm` is loaded already"):
-            ProcessReward(ScriptedPRM({}), dtype="float32")
 
 
 class TestIdentity:
@@ -463,17 +435,19 @@ class TestIdentity:
             {"aggregation": "mean"}, {"split_how": "blank_line"}, {"answer_how": "gsm8k"}, {"require_answer": False},
             {"is_well_formed": lambda prompt, steps: True}, {"guards": {"max_steps": 3}}, {"reward_if_malformed": 0.0},
             {"combine": "gate"}, {"combine": "weighted_sum"}, {"combine": "weighted_sum", "answer_weight": 0.1},
-            {"combine": "gate", "answer_column": "solution"},
+            {"combine": "gate", "answer_column": "solution"}, {"prompt_as": "problem"},
         ):  # fmt: skip
             identities.append(ProcessReward(prm, **change).identity)
         identities.append(ProcessReward(paths[1]).identity)
-        assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == 13
+        assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == 14
 
     def test_what_does_not_leaves_it(self, paths):
+        prm = ProcessRewardModel.from_pretrained(paths[0])
         expected = ProcessReward(paths[0]).identity
-        assert ProcessReward(ProcessRewardModel.from_pretrained(paths[0]), batch_size=1).identity == expected
+        assert ProcessReward(prm, batch_size=1, max_tokens_per_batch=64).identity == expected
         # A run that was begun before these options were there goes on.
-        assert set(expected) == {
+        older = ProcessReward(ProcessRewardModel(prm.model, prm.tokenizer, prm.format)).identity
+        assert set(older) == {
             "name", "prm", "format", "is_well_formed", "aggregation", "split_how", "answer_how", "require_answer"
         }  # fmt: skip
 

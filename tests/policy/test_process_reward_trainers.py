@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -259,6 +260,19 @@ class TestCommandLine:
         for _ in range(2):
             assert trl_erprm.process_reward(["1+1\n"], ["1+1=2\n#2"], completion_ids=[[1]]) == expected
         assert len(loaded) == 1
+
+    def test_a_model_from_elsewhere_with_its_format(self, prm_path, tmp_path, monkeypatch):
+        shutil.copytree(prm_path, tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "prm_format.json").unlink()
+        monkeypatch.setenv("TRL_ERPRM_MODEL", str(tmp_path / "elsewhere"))
+        monkeypatch.setenv("TRL_ERPRM_OPTIONS", '{"answer_how": "arithmetic"}')
+        with pytest.raises(ValueError, match="for a model from elsewhere, its `format`"):
+            trl_erprm.process_reward(["1+1\n"], ["1+1=2\n#2"])
+        options = {"answer_how": "arithmetic", "format": "trl", "dtype": "float32", "prompt_as": "problem"}
+        monkeypatch.setenv("TRL_ERPRM_OPTIONS", json.dumps({**options, "max_tokens_per_batch": 512}))
+        assert trl_erprm.process_reward(["1+1\n"], ["1+1=2\n#2"]) == ProcessReward(prm_path, answer_how="arithmetic")(
+            ["1+1\n"], ["1+1=2\n#2"]
+        )
 
     def test_it_can_be_sent_to_another_process(self):
         """AsyncGRPOTrainer scores in a process of its own."""

@@ -233,5 +233,5 @@ class TestResuming:
         make_rft().train()
         again = make_rft(per_device_train_batch_size=4, gradient_accumulation_steps=2)
         assert again.train() == uninterrupted
-        with pytest.raises(ValueError, match="`train_batch_size` is 8 there and 4 now"):
+        with pytest.raises(ValueError, match="`arguments.train_batch_size` is 8 there and 4 now"):
             make_rft(per_device_train_batch_size=4).train()

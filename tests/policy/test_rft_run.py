@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.policy.rft_runs import read_parquet
 from trl_erprm.policy.rft_run import Records, remove_directory, write_selection
-from trl_erprm.policy.rft_training import FilledRandomSampler, LossMeter, last_checkpoint, with_fillers
+from trl_erprm.policy.rft_training import FilledRandomSampler, LossMeter, with_fillers
 from trl_erprm.policy.rft_weights import load_weights
 from trl_erprm.policy.selection import SelectionRule
 
@@ -101,14 +101,6 @@ def test_remove_directory(tmp_path):
 
 
 class TestTraining:
-    def test_the_last_whole_checkpoint(self, tmp_path):
-        for step, is_whole in ((2, True), (10, True), (12, False)):
-            (tmp_path / f"checkpoint-{step}").mkdir()
-            if is_whole:
-                (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-        assert last_checkpoint(tmp_path / "none") is None
-
     def test_fillers_hold_nothing_to_learn(self):
         rows = Dataset.from_dict({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [3]]})
         filled = with_fillers(rows, 3)

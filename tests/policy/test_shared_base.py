@@ -46,8 +46,10 @@ def test_scores_are_those_of_the_model_alone(policy, prm_path, tiny_policy):
     said = policy.eval()(input_ids=ids).logits
     shared = share_base(policy, prm_path)
     policy.train()
-    for ours, theirs in zip(shared.score(PROMPTS, STEPS), alone, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-6)
+    chats = [[{"role": "user", "content": prompt.strip()}] for prompt in PROMPTS]  # of which it reads what it learnt
+    for prompts in (PROMPTS, chats):
+        for ours, theirs in zip(shared.score(prompts, STEPS), alone, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-6)
     # the two adapters differ, so it does matter which is in place
     base = ProcessRewardModel(policy, shared.tokenizer, shared.format)
     assert abs(base.score(PROMPTS, STEPS)[0][0] - alone[0][0]) > 1e-3

@@ -44,6 +44,7 @@ def test_every_field_is_documented():
             {"advantage_estimator": "min_form", "step_reward_shaping": ["clip"]},
             "shapes the rewards that 'reward_to_go' adds up; 'min_form' adds up none",
         ),
+        ({"scale_rewards": "groups"}, "`scale_rewards` must be one of 'group', 'batch', 'none', got 'groups'"),
         ({"eta": math.nan}, "`eta` must be finite or one of inf, -inf, got nan"),
         ({"min_form_temperature": 0.0}, "`min_form_temperature` must be a finite number above 0, got 0.0"),
         ({"outcome_weight": -1.0}, "`outcome_weight` must be a finite number of at least 0, got -1.0"),

@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.tiny import QUIET, prm_trainer, randomize_head
-from trl_erprm import AnswerReward, ProcessReward, StepGRPOConfig, StepGRPOTrainer
+from trl_erprm import AnswerReward, ProcessReward, ProcessRewardModel, StepGRPOConfig, StepGRPOTrainer
 from trl_erprm.arithmetic import build_tokenizer
 from trl_erprm.policy import step_grpo_trainer as module
 from trl_erprm.policy.advantages import (
@@ -115,6 +115,8 @@ ESTIMATES = {
         {"step_reward_shaping": ["clip", "delta"], "clip_threshold": 0.45},
         lambda s: reward_to_go_advantages(delta_step_rewards(clip_step_rewards(s, 0.45)), 4),
     ),
+    "reward_to_go, batch": ({"scale_rewards": "batch"}, lambda s: reward_to_go_advantages(s, 4, "batch")),
+    "reward_to_go, none": ({"scale_rewards": False}, lambda s: reward_to_go_advantages(s, 4, "none")),
     "min_form": ({"min_form_temperature": 0.03}, lambda s: min_form_advantages(s, 4, 0.03)),
     "soft_advantage": ({"eta": 3.0, "beta": 1 / 3}, lambda s: soft_advantages(s, 4, 3.0)),
 }
@@ -143,7 +145,7 @@ class TestAdvantages:
     @pytest.mark.parametrize("name", ESTIMATES)
     def test_by_hand(self, name, tiny_policy, prm_path, tmp_path):
         options, estimate = ESTIMATES[name]
-        estimator = "reward_to_go" if "clip" in name else name
+        estimator = "reward_to_go" if "clip" in name else name.partition(",")[0]
         reward = ProcessReward(prm_path, answer_how="arithmetic")
         trainer = build(tiny_policy, tmp_path, reward, advantage_estimator=estimator, **options)
         trainer.train()
@@ -351,6 +353,31 @@ class TestErrors:
     def test_a_group_of_one(self, tiny_policy, tmp_path):
         with pytest.raises(ValueError, match="at least 2 generations"):
             build(tiny_policy, tmp_path, StepRules(tiny_policy[0]), num_generations=1)
+
+    @pytest.mark.parametrize("given, saved", [(None, 10.0), (10.0, None), (10.0, 10.0)])
+    def test_eta_is_that_of_the_process_reward_model(self, given, saved, tiny_policy, prm_path, tmp_path, caplog):
+        prm = ProcessRewardModel.from_pretrained(prm_path)
+        prm.eta = saved
+        options = {"advantage_estimator": "soft_advantage", "beta": 0.1, "eta": given}
+        trainer = build(tiny_policy, tmp_path, ProcessReward(prm), **options)
+        scores = torch.tensor([[0.9], [0.1], [0.1], [0.1]])
+        assert torch.equal(trainer._estimate(scores, 4), soft_advantages(scores, 4, 10.0))
+        assert "log-ratio" not in caplog.text  # 0.1 is 1 / eta
+
+    @pytest.mark.parametrize(
+        "given, saved, message",
+        [
+            (None, None, "`eta` must be given for 'soft_advantage' with this process reward model"),
+            (1.0, 10.0, "`eta` is 1, but the process reward model was trained with eta = 10"),
+            (0.0, math.inf, "`eta` is 0, but the process reward model was trained with eta = inf"),
+        ],
+    )
+    def test_unknown_or_contradictory_eta(self, given, saved, message, tiny_policy, prm_path, tmp_path):
+        prm = ProcessRewardModel.from_pretrained(prm_path)
+        prm.eta = saved
+        with pytest.raises(ValueError, match=message):
+            build(tiny_policy, tmp_path, ProcessReward(prm), advantage_estimator="soft_advantage", eta=given)
+        build(tiny_policy, tmp_path, ProcessReward(prm), eta=given)  # the others do not ask for it
 
     @pytest.mark.parametrize(
         "beta, eta, direction",

@@ -57,7 +57,10 @@ def test_head_and_labels_of_the_format(tmp_path, name):
     built = config(tmp_path, format=name)
     assert built.build_format() is FORMATS[name]
     assert built.head == FORMATS[name].head
-    assert built.num_labels == (2 if name == "qwen2.5-math-prm" else 1)
+    if built.head == "causal_lm":
+        assert built.num_labels is None
+    else:
+        assert built.num_labels == (2 if name == "qwen2.5-math-prm" else 1)
 
 
 def test_num_labels_is_kept(tmp_path):
@@ -105,6 +108,12 @@ def test_eta(tmp_path, eta):
         ({"head": "lm"}, "`head` must be one of 'token_classification', 'causal_lm', got 'lm'"),
         ({"loss_type": "mae"}, "`loss_type` must be one of 'soft_cross_entropy', 'mse', got 'mae'"),
         ({"num_labels": 3}, "`num_labels` must be 1 .* or 2 .*, got 3"),
+        (
+            {"num_labels": 2, "head": "causal_lm"},
+            "`num_labels` belongs to `head='token_classification'`, got 2 with `head='causal_lm'`, .* Leave `num_l",
+        ),
+        ({"num_labels": 1, "format": "er-prm"}, "`num_labels` belongs to .*, got 1 with `head='causal_lm'`"),
+        ({"label_smoothing_factor": 0.3}, "`label_smoothing_factor` must be 0, got 0.3: labels are used as they are,"),
         ({"eta": math.nan}, "`eta` must be finite or one of inf, -inf, got nan"),
         (
             {"format": "er-prm", "head": "token_classification"},

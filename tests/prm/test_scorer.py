@@ -314,7 +314,7 @@ class TestLoading:
         ):
             ProcessRewardModel.from_pretrained(base)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match=r"\(it holds nothing\). Give the directory that `ERPRMTrainer` saved"):
+        with pytest.raises(ValueError, match=r"\(it holds nothing\), .* Give the directory that `ERPRMTrainer` saved"):
             ProcessRewardModel.from_pretrained(tmp_path / "empty")
 
     def test_a_local_path_that_does_not_exist_is_not_looked_up(self, tmp_path, monkeypatch):

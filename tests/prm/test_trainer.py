@@ -171,6 +171,62 @@ class TestData:
         trainer = prm_trainer(base, tmp_path, rows)
         assert [row["step_labels"] for row in trainer.train_dataset] == [[0.123, 0.7]] * 2
 
+    @staticmethod
+    def labelled(eta, name="eta"):
+        return [{"prompt": "3+4\n", "completions": ["3+4=2"], "labels": [0.9], name: value} for value in eta]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_labels_bring_their_eta_along(self, base, tmp_path, streaming, caplog):
+        """As the labeler writes it: scores mean what labels meant, so the checkpoint has to say with which eta."""
+        rows = Dataset.from_list([{**row, **self.labelled([10.0])[0]} for row in self.COUNTS])
+        trainer = prm_trainer(base, tmp_path, rows.to_iterable_dataset() if streaming else rows, max_steps=1)
+        assert trainer.eta == 10.0 and trainer.args.eta is None and "eta" not in caplog.text
+        trainer.train()
+        assert logged(trainer, "mean_label") == [pytest.approx(0.9)]  # as they are
+        trainer.save_model()
+        assert ProcessRewardModel.from_pretrained(tmp_path).eta == 10.0
+        trainer.create_model_card()
+        assert "with eta = 10, over rollouts" in (tmp_path / "README.md").read_text("utf-8")
+
+    def test_an_eta_that_is_given_makes_the_labels_anew(self, base, tmp_path):
+        rows = [{**row, "labels": [0.1, 0.1], "eta": eta} for row, eta in zip(self.COUNTS, (10.0, 2.0), strict=True)]
+        trainer = prm_trainer(base, tmp_path, rows, eta=0)
+        assert trainer.eta == 0 and trainer.train_dataset[0]["step_labels"] == [0.5, 1.0]
+
+    def test_labels_of_several_etas(self, base, tmp_path):
+        rows = self.labelled([2.0, 10.0])
+        message = "The labels of the {} dataset must be made with one eta, got rows with 2 and with 10"
+        with pytest.raises(ValueError, match=message.format("train")):
+            prm_trainer(base, tmp_path, rows)
+        with pytest.raises(ValueError, match=message.format("eval")):
+            prm_trainer(base, tmp_path, self.labelled([2.0]), rows)
+        trainer = prm_trainer(base, tmp_path, Dataset.from_list(rows).to_iterable_dataset(), max_steps=1)
+        with pytest.raises(ValueError, match=message.format("train")):
+            trainer.train()
+
+    @pytest.mark.parametrize(
+        "of_train, of_eval, message",
+        [
+            ([10.0], [2.0], "made with eta 2, but the model is trained on labels made with eta 10: its metrics"),
+            ([None], [2.0], "made with eta 2, but the model is trained on labels of no known eta"),
+            ([10.0], [10.0], None),
+            ([10.0], [None], None),  # of people, say
+        ],
+    )
+    def test_evaluated_against_labels_of_another_eta(self, base, tmp_path, caplog, of_train, of_eval, message):
+        prm_trainer(base, tmp_path, self.labelled(of_train), self.labelled(of_eval))
+        assert (message in caplog.text) if message else ("eta" not in caplog.text)
+
+    def test_counts_whose_labels_have_an_unknown_eta(self, base, tmp_path, caplog):
+        trainer = prm_trainer(base, tmp_path, [{**row, "labels": [0.1, 0.7]} for row in self.COUNTS])
+        assert trainer.eta is None
+        assert "The train dataset has rollout counts and `labels`, but does not say with which eta" in caplog.text
+        assert "Label the rows anew with `eta` (0 for soft labels, inf for hard ones), or add it" in caplog.text
+        caplog.clear()
+        prm_trainer(base, tmp_path, self.COUNTS, eta=2.0)
+        prm_trainer(base, tmp_path, self.labelled([None]))
+        assert "eta" not in caplog.text
+
     def test_eta_without_counts(self, base, tmp_path):
         message = (
             "`eta` is 2.0, but the train dataset has no rollout counts to label from: it has the columns prompt, "
@@ -433,6 +489,29 @@ class TestModel:
         with pytest.raises(ValueError, match=message):
             dataset = Dataset.from_list(ROWS)
             ERPRMTrainer(model, args=args, train_dataset=dataset, processing_class=build_tokenizer())
+
+    def test_a_model_of_three_labels(self, base, tmp_path):
+        """What the message says to do, works."""
+        model = AutoModelForTokenClassification.from_pretrained(base, num_labels=3)
+        model.save_pretrained(tmp_path / "three")
+        build_tokenizer().save_pretrained(tmp_path / "three")
+        dataset, options = Dataset.from_list(ROWS), {"num_labels": 1, "ignore_mismatched_sizes": True}
+        message = "must have 1 label .* or 2 .* to score steps, got Qwen2For.* with 3. Load it with `num_labels=1` and"
+        with pytest.raises(ValueError, match=message):
+            ERPRMTrainer(model, prm_config(tmp_path), dataset, processing_class=build_tokenizer())
+        model = AutoModelForTokenClassification.from_pretrained(tmp_path / "three", **options)
+        trainer = ERPRMTrainer(model, prm_config(tmp_path), dataset, processing_class=build_tokenizer())
+        assert trainer.model.score.out_features == 1
+        with pytest.raises(ValueError, match="give it a new head with `ignore_mismatched_sizes=True`"):
+            prm_trainer(str(tmp_path / "three"), tmp_path, ROWS)
+        kwargs = {"ignore_mismatched_sizes": True}
+        again = prm_trainer(str(tmp_path / "three"), tmp_path, ROWS, model_init_kwargs=kwargs)
+        assert again.model.score.out_features == 1
+
+    def test_a_causal_checkpoint_has_no_number_of_labels(self, base, tmp_path):
+        prm_trainer(base, tmp_path / "first", ROWS, max_steps=1, **CAUSAL).save_model()
+        with pytest.raises(ValueError, match="`num_labels` belongs to .*, got 2 with `head='causal_lm'`"):
+            prm_trainer(str(tmp_path / "first"), tmp_path / "again", ROWS, num_labels=2)
 
     def test_a_tag_that_the_tokenizer_does_not_know(self, base, tmp_path):
         with pytest.raises(ValueError, match="The step tag '@' is not in the tokenizer's vocabulary"):

@@ -42,13 +42,18 @@ def test_trains_saves_and_scores(trained):
     assert scores[0][2] - scores[2][2] > 0.3  # the right answer and the wrong one
 
 
-def test_messages_and_text_are_the_same_prompt_in_chat_layouts(trained):
+def test_messages_and_text_are_the_same_prompt(trained):
+    """In chat layouts anyhow; in others the problem of the messages is read, as the model was trained on text."""
     trainer, directory = trained
     prm = ProcessRewardModel.from_pretrained(directory)
-    [text, messages] = prm.score(
-        [ROWS[0]["prompt"], [{"role": "user", "content": ROWS[0]["prompt"]}]], [ROWS[0]["completions"]] * 2
-    )
-    assert (text == pytest.approx(messages, abs=1e-6)) is (trainer.format.layout != "text")
+    prompts = [ROWS[0]["prompt"], [{"role": "user", "content": ROWS[0]["prompt"]}]]
+    [text, messages] = prm.score(prompts, [ROWS[0]["completions"]] * 2)
+    assert text == pytest.approx(messages, abs=1e-6)
+    [text, messages] = prm.score(prompts, [ROWS[0]["completions"]] * 2, prompt_as="chat")
+    assert text == pytest.approx(messages, abs=1e-6)
+    if trainer.format.layout == "text":
+        [as_text] = prm.score(prompts[:1], [ROWS[0]["completions"]])
+        assert as_text != pytest.approx(messages, abs=1e-6)
 
 
 def test_a_language_models_head_is_never_a_new_one(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import html
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from tests.recipes.commands import read_jsonl, write_jsonl
+from tests.rollout import servers
 from tests.tiny import prm_trainer, save_base
 from trl_erprm import ProcessRewardModel
+from trl_erprm.evaluation import run as evaluation_run
 from trl_erprm.rollout.transformers_engine import TransformersEngine
 
 pytest.importorskip("matplotlib")
@@ -229,13 +232,18 @@ class TestBadInput:
             ("--temperature", "-1", "`temperature` must be a finite number from 0 up, got -1"),
             ("--seed", "-1", "`seed` must be a whole number from 0 up, got -1"),
             ("--own_aggregations", "foo=min", "`own_aggregations` must be one of 'er', 'soft', .*got 'foo'"),
+            ("--split_how", "sentence", "`split_how` must be one of 'newline', 'blank_line', got 'sentence'"),
+            ("--prm_format", "shepherd", "`prm_format` must be one of 'trl', 'math-shepherd', .*got 'shepherd'"),
+            ("--endpoint_model", "m", "`endpoint_model` goes with `engine: endpoint`"),
         ],
     )
     def test_values_that_cannot_be(self, recipes, evaluate, tmp_path, monkeypatch, option, value, message):
         """Said before the stages, which take minutes."""
         monkeypatch.setattr(recipes["stages"], "prepare", None)
         with pytest.raises(ValueError, match=message):
-            evaluate(["--task", "arithmetic", option, value, "--output_dir", str(tmp_path / "o")])
+            evaluate(
+                ["--task", "arithmetic", "--search_budgets", "4", option, value, "--output_dir", str(tmp_path / "o")]
+            )
 
     def test_files_that_do_not_exist(self, recipes, evaluate, files, prms, tmp_path, monkeypatch):
         """Said before the stages, and by the name of the option."""
@@ -261,6 +269,17 @@ class TestBadInput:
         for source in (["--task", "arithmetic"], ["--candidates", files["candidates"]]):
             with pytest.raises(FileNotFoundError, match="`prm_path` must be an existing directory .*got './no/prm'"):
                 evaluate([*source, "--prm_path", "er=./no/prm", "--output_dir", str(tmp_path / "o")])
+        assert not (tmp_path / "o").exists()
+
+    @pytest.mark.parametrize("source", ["sampled", "given"])
+    def test_a_prm_without_a_known_format(self, recipes, evaluate, files, prms, tmp_path, monkeypatch, source):
+        """Said before the stages, the sampling and the reading of candidates."""
+        monkeypatch.setattr(recipes["stages"], "prepare", None)
+        unknown = shutil.copytree(prms["er"], tmp_path / "unknown")
+        (unknown / "prm_format.json").unlink()
+        given = ["--candidates", files["candidates"]] if source == "given" else ["--task", "arithmetic"]
+        with pytest.raises(ValueError, match="unknown' is not a process reward model .* it has no prm_format.json"):
+            evaluate([*given, "--prm_path", str(prms["er"]), str(unknown), "--output_dir", str(tmp_path / "o")])
         assert not (tmp_path / "o").exists()
 
     def test_a_model_without_prompts(self, evaluate, files, prms, tmp_path):
@@ -340,20 +359,24 @@ class TestEmbeddedTask:
             evaluate([*arguments, "--prm_path", f"er={prms['soft']}"])
 
     def test_one_process_reports(self, recipes, evaluate, arguments, tmp_path, monkeypatch):
-        """The others took part in training what is compared, and are done."""
+        """Another one has its part in what is compared, finds the main one's, and is done."""
+        evaluate(arguments)
+        for name in ("report.html", "metrics.json"):
+            (tmp_path / "evaluation" / name).unlink()
 
         class State:
-            is_main_process, device = False, "cpu"
+            process_index, num_processes, is_main_process, device = 1, 2, False, "cpu"
 
         def prepare(root, seed, recipe):
-            State.is_main_process = True  # as a trainer leaves it, which was told of no other process
-            return prepared
+            State.process_index, State.num_processes, State.is_main_process = 0, 1, True
+            return prepared  # as a trainer leaves it, which was told of no other process
 
         prepared = recipes["stages"].prepare(None, 0, "")
         monkeypatch.setattr(recipes["stages"], "prepare", prepare)
         monkeypatch.setattr(recipes["evaluate"], "process_state", State)
+        monkeypatch.setattr(evaluation_run, "process_state", State)
         assert evaluate(arguments) == {}
-        assert not (tmp_path / "evaluation").exists()
+        assert not (tmp_path / "evaluation" / "report.html").exists()
 
     def test_without_arguments(self, recipes, evaluate, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -399,6 +422,50 @@ class TestPolicy:
         assert (metrics["num_problems"], metrics["num_candidates"]) == (5, 3)
         assert list(metrics["scorers"]) == ["er", "soft"]
         assert "steps" not in metrics  # nothing is known about the steps
+
+    def test_a_mistake_found_after_sampling_costs_no_candidate(
+        self, evaluate, tiny_policy, prms, tmp_path, monkeypatch
+    ):
+        problems = write_jsonl(tmp_path / "problems.jsonl", tiny_policy[0].dataset("test", 5).to_list())
+        arguments = ["--model_name_or_path", tiny_policy[1], "--dataset_path", problems, "--prm_path", str(prms["er"])]
+        arguments += ["--output_dir", str(tmp_path / "o"), "--num_samples", "3", "--max_completion_length", "20"]
+        with pytest.raises(ValueError, match="must hold a right candidate .*`answer_how` is 'boxed'"):
+            evaluate([*arguments, "--answer_how", "boxed"])
+        kept = [[c["completion"] for c in row["candidates"]] for row in read_jsonl(tmp_path / "o/candidates.jsonl")]
+        assert [len(of_problem) for of_problem in kept] == [3] * 5
+        monkeypatch.setattr(TransformersEngine, "generate", None)  # nothing is sampled again
+        assert evaluate([*arguments, "--answer_how", "arithmetic"])["num_candidates"] == 3
+        rows = read_jsonl(tmp_path / "o" / "candidates.jsonl")
+        assert [[c["completion"] for c in row["candidates"]] for row in rows] == kept
+
+    def test_servers(self, evaluate, prms, tmp_path, monkeypatch):
+        """The policy runs elsewhere, as it may for labels."""
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        problems = [{"prompt": f"{i}+1\n", "answer": str(i + 1)} for i in range(4)]
+        arguments = ["--dataset_path", write_jsonl(tmp_path / "problems.jsonl", problems), "--num_samples", "2"]
+        arguments += ["--prm_path", str(prms["er"]), "--answer_how", "arithmetic", "--output_dir", str(tmp_path / "o")]
+        monkeypatch.setattr(servers, "text_of", lambda prompt, seed: f"{prompt[0]}+1=2\n#{2 + seed % 2}")
+        with servers.StubServer() as server:
+            arguments += ["--engine", "endpoint", "--endpoint_model", "served", "--endpoint_url", server.url]
+            metrics = evaluate(arguments)
+            num_requests = len(server.bodies)
+            assert num_requests and evaluate(arguments) == metrics and len(server.bodies) == num_requests
+        assert metrics["settings"]["candidates"] == "sampled from served" and metrics["num_candidates"] == 2
+        rows = read_jsonl(tmp_path / "o" / "candidates.jsonl")
+        assert [row["candidates"][0]["steps"][0] for row in rows] == ["0+1=2", "1+1=2", "2+1=2", "3+1=2"]
+        assert json.loads((tmp_path / "o" / "manifest.json").read_text())["config"]["policy"] == "endpoint served"
+
+    def test_a_format_for_models_that_do_not_say_theirs(self, evaluate, files, prms, tmp_path):
+        """Those that do keep theirs: the tag of another format is not in this tokenizer's vocabulary."""
+        unknown = shutil.copytree(prms["er"], tmp_path / "unknown")
+        (unknown / "prm_format.json").unlink()
+        texts = [{"prompt": "1+1\n", "answer": "2", "candidates": ["1+1=2\n#2", "1+1=3\n#3"]}]
+        arguments = ["--candidates", write_jsonl(tmp_path / "c.jsonl", texts), "--answer_how", "arithmetic"]
+        arguments += ["--output_dir", str(tmp_path / "o"), "--prm_path", f"er={prms['er']}"]
+        evaluate([*arguments, f"unknown={unknown}", "--prm_format", "trl"])
+        scores = [read_jsonl(tmp_path / f"o/scores/{name}/step_scores.jsonl") for name in ("er", "unknown")]
+        assert scores[0] == scores[1] and scores[0][0]["step_scores"][0] is not None
+        assert evaluate([*arguments, "--prm_format", "qwen2.5-math-prm"])["scorers"].keys() == {"er"}
 
     def test_prms_score_candidates_of_a_file(self, evaluate, tiny_policy, prms, tmp_path):
         """With scores from elsewhere beside; a candidate that cannot be judged has no score."""

@@ -56,15 +56,3 @@ def test_report(main, run, capsys):
 def test_only_of_a_finished_run(main, tmp_path):
     with pytest.raises(FileNotFoundError, match="must be the directory of a finished labelling run"):
         main(["--output_dir", str(tmp_path), "--report", "true"])
-
-
-def test_weights_that_are_not_loaded_are_named_by_their_files(tmp_path):
-    name_of_weights = importlib.import_module("recipes.label").name_of_weights
-    path = tmp_path / "policy"
-    assert name_of_weights(str(path)) == str(path)
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(b"a")
-    before = name_of_weights(str(path))
-    (path / "model.safetensors").write_bytes(b"b")
-    assert before.startswith(f"{path} (") and name_of_weights(str(path)) != before
-    assert (name_of_weights("org/policy"), name_of_weights("org/policy", "v2")) == ("org/policy", "org/policy@v2")

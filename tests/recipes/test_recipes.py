@@ -11,6 +11,7 @@ import torch
 import yaml
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -19,6 +20,7 @@ from tests.rollout.servers import StubServer
 from tests.tiny import CAUSAL, prm_trainer
 from trl_erprm import ProcessRewardModel
 from trl_erprm.arguments import StrictParser
+from trl_erprm.rollout import arguments as engine_arguments
 from trl_erprm.rollout.transformers_engine import TransformersEngine
 
 CONFIGS = sorted(RECIPES.glob("configs/*/*.yaml"))
@@ -151,12 +153,12 @@ class TestLabelEngines:
             found.update(arguments, name=name)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(recipes["label"], "load_engine", load_engine)
+        monkeypatch.setattr(engine_arguments, "load_engine", load_engine)
         return found
 
     def test_servers(self, recipes, labels, tmp_path, monkeypatch):
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(recipes["label"], "load_policy", None)  # no model in this process
+        monkeypatch.setattr(engine_arguments, "load_policy", None)  # no model in this process
         with StubServer() as a, StubServer() as b:
             endpoint = ["--engine", "endpoint", "--endpoint_model", "served", "--endpoint_url", a.url, b.url]
             arguments = self.arguments(labels, tmp_path / "out", *endpoint)
@@ -303,6 +305,66 @@ class TestPRM:
         recipes["prm"].main(arguments)
         assert steps == [] and (tmp_path / "prm" / "metrics.json").exists()
 
+    def test_an_interrupted_training_continues_with_less_memory(self, recipes, policy, labels, tmp_path, monkeypatch):
+        """What an out-of-memory error makes one change is no other run; the weights are those of a run at one go."""
+        more = ["--save_strategy", "steps", "--save_steps", "1", "--eval_dataset_path", str(labels / "labels.jsonl")]
+        more += ["--eval_split", "train", "--eval_strategy", "steps"]
+        large = ["--per_device_train_batch_size", "2", "--eval_steps", "1"]
+        small = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", "--eval_steps", "2"]
+        small += ["--per_device_eval_batch_size", "1", "--activation_checkpointing", "true", "--padding_free", "false"]
+        recipes["prm"].main(self.arguments(policy, labels, tmp_path / "whole", *more, *large))
+        training_step, steps = recipes["prm"].ERPRMTrainer.training_step, []
+
+        def killed(self, *args, **kwargs):
+            if steps:
+                raise KeyboardInterrupt
+            steps.append(1)
+            return training_step(self, *args, **kwargs)
+
+        arguments = self.arguments(policy, labels, tmp_path / "prm", *more)
+        with monkeypatch.context() as patch:
+            patch.setattr(recipes["prm"].ERPRMTrainer, "training_step", killed)
+            with pytest.raises(KeyboardInterrupt):
+                recipes["prm"].main([*arguments, *large])
+        with pytest.raises(ValueError, match="holds another run: `arguments.train_batch_size` is 2 there and 1 now"):
+            recipes["prm"].main([*arguments, *small, "--gradient_accumulation_steps", "1"])
+        recipes["prm"].main([*arguments, *small])
+        state = json.loads((tmp_path / "prm" / "checkpoint-2" / "trainer_state.json").read_text())
+        assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == [1, 2]
+        whole, prm = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "prm"))
+        for name, weight in whole.items():
+            torch.testing.assert_close(prm[name], weight, rtol=0, atol=1e-5, msg=name)
+
+    def test_another_label_token_is_another_run(self, recipes, policy, labels, tmp_path):
+        """transformers hides every argument whose name ends in `_token`."""
+        head = ["--head", "causal_lm", "--step_tag", "\n"]
+        recipes["prm"].main(self.arguments(policy, labels, tmp_path / "prm", *head, "--positive_token", "1"))
+        with pytest.raises(ValueError, match="another run: `arguments.positive_token` is '1' there and '2' now"):
+            recipes["prm"].main(self.arguments(policy, labels, tmp_path / "prm", *head, "--positive_token", "2"))
+
+    def test_labels_as_they_are_keep_their_eta(self, recipes, policy, labels, tmp_path, capsys):
+        """Scores are turned into probabilities with it; only the file of the labels was copied here."""
+        shutil.copytree(labels, tmp_path / "run")
+        recipes["label"].main(["--output_dir", str(tmp_path / "run"), "--relabel", "true", "--eta", "10"])
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / "run" / "labels.jsonl", tmp_path / "copy")
+        arguments = self.arguments(policy, tmp_path / "copy", tmp_path / "prm")
+        at = arguments.index("--eta")
+        recipes["prm"].main(arguments[:at] + arguments[at + 2 :])
+        assert ProcessRewardModel.from_pretrained(tmp_path / "prm").eta == 10.0
+        assert "labels at eta = 10" in " ".join(capsys.readouterr().out.split())
+
+    def test_counts_without_labels(self, recipes, policy, labels, tmp_path):
+        rows = [{n: row[n] for n in row if n not in ("labels", "eta")} for row in read_jsonl(labels / "labels.jsonl")]
+        (tmp_path / "counts").mkdir()
+        write_jsonl(tmp_path / "counts" / "labels.jsonl", rows)
+        arguments = self.arguments(policy, tmp_path / "counts", tmp_path / "prm")
+        at = arguments.index("--eta")
+        with pytest.raises(ValueError, match="The rows have rollout counts and no `labels` .* `eta`, .* is not given"):
+            recipes["prm"].main(arguments[:at] + arguments[at + 2 :])
+        recipes["prm"].main(arguments)
+        assert ProcessRewardModel.from_pretrained(tmp_path / "prm").eta == 2.0
+
 
 class TestRFT:
     def test_the_embedded_task(self, recipes, tiny_policy, stages_asked_for, tmp_path, capsys):
@@ -342,7 +404,8 @@ class TestRFT:
         recipes["rft"].main(
             ["--model_name_or_path", policy, "--prm_path", str(tmp_path / "prm"), "--dataset_path", problems,
              "--output_dir", str(tmp_path / "rft"), "--num_iterations", "1", "--num_samples", "8",
-             "--max_completion_length", "200", "--max_length", "512", "--num_train_epochs", "1", *FAST]
+             "--max_completion_length", "200", "--max_length", "512", "--num_train_epochs", "1",
+             "--require_answer", "false", *FAST]  # of a policy that has learnt nothing
         )  # fmt: skip
         samples = pq.read_table(tmp_path / "rft" / "iteration-1" / "samples.parquet").to_pylist()
         assert [sample["index"] for sample in samples] == [i for i in range(len(GSM8K_ROWS)) for _ in range(8)]
@@ -405,6 +468,15 @@ class TestConfigs:
             assert name in values, name
             if isinstance(value, bool | int | float) and name != "output_dir":
                 assert values[name] == value, name
+
+    def test_answers_are_read_as_the_system_prompt_demands_them(self, parse):
+        found = []
+        for path in CONFIGS:
+            values = yaml.safe_load(path.read_text("utf-8"))
+            if "\\boxed{}" in values.get("system_prompt", ""):
+                values = parse(re.split("[-_]", path.stem)[0], "--config", str(path))
+                found.append(values.get("answer_how", values.get("verify_how")))
+        assert found == ["boxed"] * 7
 
     @pytest.mark.parametrize(
         "recipe, key, nearest",

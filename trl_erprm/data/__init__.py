@@ -6,7 +6,8 @@ steps as `split_steps(solution)` gives them).
 
 **Stepwise row**, TRL's stepwise-supervision type extended: `prompt` (str or messages), `completions` (list[str], the
 steps), `labels` (list of bool or float in [0, 1]; None or NaN = no label for that step). Rows labelled by rollouts
-further hold `num_correct` and `num_rollouts` (list[int]), `answer` and `outcome`.
+further hold `num_correct` and `num_rollouts` (list[int]), `answer`, `outcome` and `eta` (float), which their labels
+were made with.
 
 The readers recognize a layout by its columns ([`PROMPT_LAYOUTS`], [`STEPWISE_LAYOUTS`]), keep the columns that they do
 not read, and never lose a row in silence: a row that cannot be read is an error with its number or, on request,
@@ -16,11 +17,13 @@ counted and logged. Rows are numbered from 0, as in `dataset[17]`.
 from .loading import load_rows
 from .prompt_rows import PROMPT_LAYOUTS, strip_calculator_marks, to_prompt_rows
 from .stepwise_rows import STEPWISE_LAYOUTS, to_stepwise_rows
-from .validation import validate_stepwise_rows
+from .validation import check_eta_of_labels, eta_of_labels, validate_stepwise_rows
 
 __all__ = [
     "PROMPT_LAYOUTS",
     "STEPWISE_LAYOUTS",
+    "check_eta_of_labels",
+    "eta_of_labels",
     "load_rows",
     "strip_calculator_marks",
     "to_prompt_rows",

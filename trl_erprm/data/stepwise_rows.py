@@ -7,7 +7,8 @@ from typing import Any
 
 from datasets import Dataset, Value
 
-from .layouts import Row, column_names, convert_rows, recognize_layout, required_text
+from ..labeling.estimators import check_eta, entropy_regularized_value_from_counts
+from .layouts import Row, column_names, convert_rows, listed, recognize_layout, required_text
 from .validation import STEPWISE_COLUMNS, check_stepwise_row, is_no_label
 
 STEP_TAG = "ки"
@@ -15,6 +16,7 @@ STEP_TAG = "ки"
 
 STEPWISE_LAYOUTS: dict[str, tuple[str, ...]] = {
     "TRL stepwise": STEPWISE_COLUMNS,
+    "rollout counts": ("prompt", "completions", "num_correct", "num_rollouts"),
     "PRM800K, flat": ("prompt", "completions", "ratings"),
     "PRM800K": ("question", "label"),
     "Math-Shepherd": ("input", "label"),
@@ -27,12 +29,17 @@ STEPWISE_LAYOUTS: dict[str, tuple[str, ...]] = {
 _FIRST_STEP = re.compile(r"(?<!\S)Step 1 ?:")
 
 
-def to_stepwise_rows(dataset: Dataset, neutral_label: float = 1.0, skip_unreadable: bool = False) -> Dataset:
+def to_stepwise_rows(
+    dataset: Dataset, neutral_label: float = 1.0, skip_unreadable: bool = False, eta: float | None = None
+) -> Dataset:
     """Turns step-labelled data into stepwise rows: `prompt`, `completions`, `labels`, validated.
 
     Layouts, recognized by their columns:
 
-    - **TRL stepwise** (`prompt`, `completions`, `labels`): True is 1.0, False 0.0, NaN None.
+    - **TRL stepwise** (`prompt`, `completions`, `labels`): True is 1.0, False 0.0, NaN None. Where `num_correct` and
+      `num_rollouts` are there as well, the labels stay as they are; [`relabel`] makes them anew.
+    - **Rollout counts** without labels (`prompt`, `completions`, `num_correct`, `num_rollouts`, one number a step):
+      labelled at `eta`, which the column `eta` then holds. A step without a rollout has no label.
     - **Math-Shepherd** (`input`, `label`): the prompt ends where `Step 1:` begins; a step ends at the tag ` ки`, for
       which `label` has `+` (1.0) or `-` (0.0). Steps keep their `Step k:` and their calculator marks.
     - **ER-PRM** (`text`, `value`, the format that its repository trains on): the text as in Math-Shepherd, and one
@@ -54,13 +61,17 @@ def to_stepwise_rows(dataset: Dataset, neutral_label: float = 1.0, skip_unreadab
             Step" (arXiv 2305.20050), whose scores count neutral steps as positive.
         skip_unreadable (`bool`, *optional*, defaults to `False`):
             Leave out rows that cannot be read, and log how many and why as a warning, instead of raising.
+        eta (`float`, *optional*):
+            Entropy parameter of the labels of rows that have rollout counts and no labels: 0 makes soft ones, `inf`
+            hard ones. Rows with labels have no use for it.
 
     Returns:
         `Dataset`: rows in order; `labels` are float64, so 0.9 stays 0.9. The other columns are kept. Where the data
         holds a reference answer, it is in `answer`.
 
     Raises:
-        ValueError: if the columns are of no layout, or at the first row that cannot be read (with its number).
+        ValueError: if the columns are of no layout, if there are rollout counts without labels and `eta` is not
+            given, or at the first row that cannot be read (with its number).
         TypeError: if `dataset` is not a `Dataset`.
 
     Example:
@@ -79,8 +90,17 @@ def to_stepwise_rows(dataset: Dataset, neutral_label: float = 1.0, skip_unreadab
         )
     columns = column_names(dataset)
     layout = recognize_layout(columns, STEPWISE_LAYOUTS, "stepwise")
+    if layout == "rollout counts":
+        if eta is None:
+            raise ValueError(
+                f"The rows have rollout counts and no `labels` (found {listed(sorted(columns))}), but `eta`, at which "
+                "they would be labelled, is not given. Set `eta`: 0 for soft labels, inf for hard ones, or a number "
+                "between."
+            )
+        eta = check_eta(eta)
     readers: dict[str, Callable[[Row], list[Row]]] = {
         "TRL stepwise": _read_trl_stepwise,
+        "rollout counts": partial(_read_counts, eta=eta),
         "PRM800K, flat": partial(_read_prm800k_flat, neutral_label=neutral_label),
         "PRM800K": partial(_read_prm800k, neutral_label=neutral_label),
         "Math-Shepherd": _read_math_shepherd,
@@ -95,7 +115,9 @@ def to_stepwise_rows(dataset: Dataset, neutral_label: float = 1.0, skip_unreadab
         "completions": [Value("string")],
         "labels": [Value("float64")],
     }
-    consumed = set(STEPWISE_LAYOUTS[layout])
+    consumed = set(STEPWISE_LAYOUTS[layout]) - {"num_correct", "num_rollouts"}
+    if layout == "rollout counts":
+        features["eta"] = Value("float64")
     if answer_columns.get(layout) in columns and "answer" not in columns:
         features["answer"] = Value("string")
 
@@ -112,6 +134,22 @@ def _read_trl_stepwise(row: Row) -> list[Row]:
     check_stepwise_row(row)
     labels = [None if is_no_label(label) else float(label) for label in row["labels"]]
     return [{"prompt": row["prompt"], "completions": row["completions"], "labels": labels}]
+
+
+def _read_counts(row: Row, eta: float) -> list[Row]:
+    steps, counts = row["completions"], (row["num_correct"], row["num_rollouts"])
+    for name, of_steps in zip(("num_correct", "num_rollouts"), counts, strict=True):
+        if not isinstance(of_steps, list) or len(of_steps) != len(steps or ()):
+            got = f"{len(of_steps)} numbers" if isinstance(of_steps, list) else repr(of_steps)
+            raise ValueError(
+                f"`{name}` must be a list with one number for each of the {len(steps or ())} steps, got {got}"
+            )
+    try:
+        values = entropy_regularized_value_from_counts(*counts, eta)
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error).removesuffix(".")) from None
+    labels = [None if is_no_label(value) else value for value in values.tolist()]
+    return [{"prompt": row["prompt"], "completions": steps, "labels": labels, "eta": eta}]
 
 
 def _read_math_shepherd(row: Row) -> list[Row]:

@@ -1,10 +1,10 @@
-"""The check that rows are stepwise rows."""
+"""The check that rows are stepwise rows, and that their labels were made with one eta."""
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from .layouts import Row, listed
 
@@ -91,3 +91,64 @@ def check_prompt(prompt: Any) -> None:
 def is_no_label(label: Any) -> bool:
     """Whether a step has no label: None, or NaN as Arrow may hold it."""
     return label is None or (isinstance(label, float) and math.isnan(label))
+
+
+def eta_of_labels(dataset: Dataset | IterableDataset, name: str = "train") -> float | None:
+    """The eta that the labels of a dataset were made with, as its column `eta` says, which the labeler writes.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows. Of a streaming dataset only the first is looked at; [`check_eta_of_labels`] checks the others.
+        name (`str`, *optional*, defaults to `"train"`):
+            Name of the dataset, for messages.
+
+    Returns:
+        `float` or `None`: `None` where there is no such column, or where no row has a value in it.
+
+    Raises:
+        ValueError: if the rows have several values, or one that is no number.
+
+    Example:
+
+    ```python
+    >>> eta_of_labels(Dataset.from_list([{"labels": [0.7], "eta": 2.0}, {"labels": [0.1], "eta": 2.0}]))
+    2.0
+    >>> eta_of_labels(Dataset.from_list([{"labels": [0.7]}]))
+
+    ```
+    """
+    if not isinstance(dataset, Dataset):
+        return _eta_of_row(next(iter(dataset), {}), name)
+    if "eta" not in dataset.column_names or len(dataset) == 0:
+        return None
+    values = list(dict.fromkeys(dataset["eta"]))  # `unique` cannot take numbers beside text, as for 2 and infinity
+    eta = _eta_of_row({"eta": values[0]}, name)
+    for value in values[1:]:
+        check_eta_of_labels({"eta": value}, eta, name)
+    return eta
+
+
+def check_eta_of_labels(row: Row, eta: float | None, name: str = "train") -> None:
+    """Raises `ValueError`, naming both, unless the row's labels were made with this eta."""
+    other = _eta_of_row(row, name)
+    if other != eta:
+        shown = ["none" if value is None else f"{value:g}" for value in (eta, other)]
+        raise ValueError(
+            f"The labels of the {name} dataset must be made with one eta, got rows with {shown[0]} and with "
+            f"{shown[1]} in the column `eta`: their labels have two meanings. Set `eta`, so that all rows are "
+            "labelled anew from their counts, or leave the rows of one of the two out."
+        )
+
+
+def _eta_of_row(row: Row, name: str) -> float | None:
+    value = row.get("eta")
+    try:
+        eta = None if value is None else float(value)  # JSON holds an infinite one as text
+    except (TypeError, ValueError):
+        eta = math.nan
+    if isinstance(value, bool) or eta is not None and math.isnan(eta):
+        raise ValueError(
+            f"The column `eta` of the {name} dataset must hold the eta that the labels were made with, a number, got "
+            f"{value!r}. Rename the column if it means something else."
+        )
+    return eta

@@ -20,6 +20,9 @@ intervals, and says which threshold was used and where it is from: `--threshold`
 its own: an upper bound, no result. `--output_dir` gets `metrics.json` (with the F1-threshold curve of each group) and
 `step_scores.jsonl`, which `--scores` takes back.
 
+A model that was trained on chats reads each problem as one user message, behind `--system_prompt` where it was trained
+with one.
+
 Exit code: 0, or 2 for a wrong argument or row, with the number of the row. Then nothing is printed and written.
 """
 
@@ -43,6 +46,8 @@ from ..arguments import check_path_or_id, process_state
 from ..data import load_rows, to_stepwise_rows
 from ..manifest import write_atomically
 from ..parsing import StrictParser
+from ..prm.formats import Prompt
+from ..prm.prompts import check_prompt_reading
 from ..prm.scorer import ProcessRewardModel
 from .best_of_n import Estimate
 from .step_metrics import (
@@ -418,6 +423,13 @@ class ProcessBenchArguments:
     split: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits; a file has only one."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     format: str | None = field(default=None, metadata={"help": "Format of a PRM that was not trained here."})
+    prompt_as: str = field(
+        default="auto",
+        metadata={"help": "What the PRM reads: chat, a problem as one user message; problem; auto: as trained."},
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message before each problem, for a PRM that was trained on chats."}
+    )
     threshold: float | None = field(default=None, metadata={"help": "A step is an error at or below it; 0.5."})
     threshold_on: str | None = field(default=None, metadata={"help": "Instead: the best threshold of this group."})
     num_rows: int | None = field(default=None, metadata={"help": "Only the first so many rows of each split."})
@@ -430,6 +442,7 @@ class ProcessBenchArguments:
             raise ValueError("Give either `prm`, a model that scores the rows, or `scores`, a file with their scores.")
         if self.prm is not None:
             check_path_or_id(self.prm, "prm")
+        check_prompt_reading(self.prompt_as)
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"`num_rows` must be at least 1, got {self.num_rows}. Leave it out for all rows.")
 
@@ -446,6 +459,20 @@ def _load(args: ProcessBenchArguments) -> list[JudgedRow]:
     return rows
 
 
+def _prompts(rows: Sequence[JudgedRow], args: ProcessBenchArguments, prm: ProcessRewardModel) -> list[Prompt]:
+    """What the model is asked about each row, behind the system prompt where one was given."""
+    if args.system_prompt is None:
+        return [row.prompt for row in rows]
+    if prm.prompt_reader.reading(args.prompt_as) == "problem":
+        raise ValueError(
+            f"`system_prompt` was given, but {args.prm!r} reads the problem alone (`prompt_as={args.prompt_as!r}`). "
+            "Leave it out, or set `prompt_as='chat'` if the model was trained on chats."
+        )
+    system = {"role": "system", "content": args.system_prompt}
+    asked = ([{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt for row in rows)
+    return [[system, *messages] for messages in asked]
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     disable_progress_bars()
@@ -458,11 +485,12 @@ def main(argv: list[str] | None = None) -> int:
         else:
             prm = ProcessRewardModel.from_pretrained(args.prm, format=args.format)
             step_scores = prm.score(
-                [row.prompt for row in rows],
+                _prompts(rows, args, prm),
                 [row.steps for row in rows],
                 batch_size=args.batch_size,
                 show_progress=True,
                 split_between_processes=True,
+                prompt_as=args.prompt_as,
             )
         metrics = measure_judged_rows(rows, step_scores, args.threshold, args.threshold_on, args.seed)
     except (ValueError, OSError, DatasetsError) as error:

@@ -1,13 +1,14 @@
 """Candidates sampled from a policy, as a pool like those that [`~evaluation.candidates.read_candidates`] reads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..prm.formats import Prompt
 from ..rollout import Prefix, RolloutEngine, SamplingOptions
 from ..wording import counted
 from .candidates import CandidatePool, make_pool
 
-__all__ = ["sample_candidates"]
+__all__ = ["candidate_rows", "check_answers", "sample_candidates"]
 
 
 def sample_candidates(
@@ -57,19 +58,46 @@ def sample_candidates(
 
     ```
     """
+    check_answers(prompts, answers)
+    groups = engine.generate([Prefix(prompt) for prompt in prompts], num_samples, options)
+    texts = [[completion.text for completion in group] for group in groups]
+    num_tokens = [[completion.num_tokens for completion in group] for group in groups]
+    rows = candidate_rows(prompts, answers, texts, num_tokens)
+    return make_pool(rows, answer_how, split_how, name="The sampled candidates")
+
+
+def candidate_rows(
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    num_tokens: Sequence[Sequence[int]],
+) -> list[dict[str, Any]]:
+    """Rows of a candidates file, as they were sampled: without steps, answers and verdicts, which are made of these.
+
+    Example:
+
+    ```python
+    >>> [row] = candidate_rows(["1+1"], ["2"], [["#2"]], [[2]])
+    >>> row["problem_id"], row["candidates"]
+    ('0', [{'completion': '#2', 'num_tokens': 2}])
+
+    ```
+    """
+    return [
+        {
+            "problem_id": str(i),
+            "prompt": prompt,
+            "answer": answer,
+            "candidates": [{"completion": text, "num_tokens": n} for text, n in zip(*of_problem, strict=True)],
+        }
+        for i, (prompt, answer, *of_problem) in enumerate(zip(prompts, answers, texts, num_tokens, strict=True))
+    ]
+
+
+def check_answers(prompts: Sequence[Prompt], answers: Sequence[str]) -> None:
+    """Raises `ValueError` unless there are problems, and an answer for each."""
     if not len(prompts) or len(prompts) != len(answers):
         raise ValueError(
             f"`answers` must hold one answer a problem, got {len(answers)} for {counted(len(prompts), 'problem')}. "
             "Candidates are judged by comparing their answers with these."
         )
-    groups = engine.generate([Prefix(prompt) for prompt in prompts], num_samples, options)
-    rows = [
-        {
-            "problem_id": str(i),
-            "prompt": prompt,
-            "answer": answer,
-            "candidates": [{"completion": c.text, "num_tokens": c.num_tokens} for c in group],
-        }
-        for i, (prompt, answer, group) in enumerate(zip(prompts, answers, groups, strict=True))
-    ]
-    return make_pool(rows, answer_how, split_how, name="The sampled candidates")

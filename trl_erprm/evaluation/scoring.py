@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ..manifest import content_hash
 from ..prm.formats import Prompt
+from ..prm.scorer import WINDOW
+from ..rollout.recorded import Progress, SharedRecords, read_when
 from .candidates import FILE_FORMATS, CandidatePool
 
-__all__ = ["CandidateScorer", "score_candidates", "scorer_paths"]
+__all__ = ["CandidateScorer", "score_candidates", "score_recorded", "scorer_paths"]
 
 
 class CandidateScorer(Protocol):
@@ -73,17 +76,7 @@ def score_candidates(
 
     ```
     """
-    if None in pool.prompts:
-        raise ValueError(
-            f"Problem {pool.prompts.index(None)} has no `prompt`, which a reward model has to read. Add a column "
-            "`prompt` to the candidates."
-        )
-    judged = [
-        (i, j)
-        for i in range(pool.num_problems)
-        for j, steps in enumerate(pool.steps[i])
-        if steps and pool.answers[i][j] is not None and (not is_well_formed or is_well_formed(pool.prompts[i], steps))
-    ]
+    judged = _judged(pool, is_well_formed)
     scored = prm.score(
         [pool.prompts[i] for i, _ in judged],
         [pool.steps[i][j] for i, j in judged],
@@ -95,6 +88,86 @@ def score_candidates(
     for (i, j), scores in zip(judged, scored, strict=True):
         found[i][j] = scores
     return found
+
+
+def score_recorded(
+    prm: CandidateScorer,
+    pool: CandidatePool,
+    records: SharedRecords,
+    batch_size: int = 32,
+    is_well_formed: Callable[[Prompt, list[str]], bool] | None = None,
+    name: str = "candidates",
+    solutions_per_chunk: int = WINDOW,
+) -> list[list[list[float] | None]]:
+    """[`score_candidates`], shared among processes and recorded as it goes, so that no solution is scored twice.
+
+    A record is called by prompt and steps. So candidates that are read or split in another way, or added, are scored
+    as far as they are new; equal candidates are scored once.
+
+    Args:
+        prm, pool, batch_size, is_well_formed: as in [`score_candidates`].
+        records ([`SharedRecords`]):
+            Where the scores of this model are kept (`scored-<process>.jsonl`).
+        name (`str`, *optional*, defaults to `"candidates"`):
+            What the progress bar says is scored.
+        solutions_per_chunk (`int`, *optional*, defaults to `1024`):
+            Solutions that are scored and recorded together: what a crash loses at most. Default: as many as
+            [`ProcessRewardModel.score`] orders by length at a time, so that chunks cost nothing.
+
+    Returns:
+        As [`score_candidates`], the same in every process.
+
+    Raises:
+        ValueError: as [`score_candidates`].
+        OSError: if a record cannot be written.
+    """
+    judged = _judged(pool, is_well_formed)
+    keys = [content_hash(pool.prompts[i], pool.steps[i][j]) for i, j in judged]
+    place_of = dict(zip(keys, judged, strict=True))
+
+    def read() -> dict[str, list[float] | None]:
+        return {r["solution"]: r["step_scores"] for r in records.read("scored") if r["solution"] in place_of}
+
+    done = read()
+    # Candidates of a problem stay in one process, since the model reads their prompt once.
+    is_own = [records.is_own(content_hash(prompt)) for prompt in pool.prompts]
+    todo = [key for key, (i, _) in place_of.items() if is_own[i] and key not in done]
+    records.start_clock()
+    with Progress(f"Scoring {name}", "solution", len(todo), records.process) as progress:
+        for start in range(0, len(todo), solutions_per_chunk):
+            chunk = todo[start : start + solutions_per_chunk]
+            places = [place_of[key] for key in chunk]
+            scored = prm.score(
+                [pool.prompts[i] for i, _ in places],
+                [pool.steps[i][j] for i, j in places],
+                batch_size=batch_size,
+                none_if_too_long=True,
+                show_progress=False,
+            )
+            records.append("scored", [{"solution": k, "step_scores": s} for k, s in zip(chunk, scored, strict=True)])
+            done.update(zip(chunk, scored, strict=True))
+            progress.update(len(chunk))
+    if records.process.num_processes > 1:
+        done = read_when(lambda found: place_of.keys() <= found.keys(), read)
+    found: list[list[list[float] | None]] = [[None] * pool.num_candidates for _ in range(pool.num_problems)]
+    for (i, j), key in zip(judged, keys, strict=True):
+        found[i][j] = done[key]
+    return found
+
+
+def _judged(pool: CandidatePool, is_well_formed: Callable[[Prompt, list[str]], bool] | None) -> list[tuple[int, int]]:
+    """Problem and number of each candidate that can be judged; raises where there is no prompt to judge by."""
+    if None in pool.prompts:
+        raise ValueError(
+            f"Problem {pool.prompts.index(None)} has no `prompt`, which a reward model has to read. Add a column "
+            "`prompt` to the candidates."
+        )
+    return [
+        (i, j)
+        for i in range(pool.num_problems)
+        for j, steps in enumerate(pool.steps[i])
+        if steps and pool.answers[i][j] is not None and (not is_well_formed or is_well_formed(pool.prompts[i], steps))
+    ]
 
 
 def scorer_paths(texts: Sequence[str] | None, argument: str) -> dict[str, str]:

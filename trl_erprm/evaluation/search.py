@@ -65,6 +65,7 @@ __all__ = [
     "beam_search",
     "best_of_n_curve",
     "check_beams",
+    "curve_point",
     "diverse_verifier_tree_search",
     "search_curve",
 ]
@@ -132,6 +133,11 @@ class SearchResult:
     num_tokens: int = 0
     num_prm_calls: int = 0
     num_rounds: int = 0
+
+    @property
+    def best_text(self) -> str | None:
+        """What the best candidate wrote; `None` where there is none."""
+        return None if self.best is None else self.candidates[self.best].text
 
 
 class CurvePoint(NamedTuple):
@@ -278,21 +284,24 @@ def search_curve(
         search = beam_search if method == "beam_search" else diverse_verifier_tree_search
         for budget in budgets:
             results = search(engine, prm, prompts, options, budget, beam_width, **how)
-            chosen = [None if r.best is None else r.candidates[r.best].text for r in results]
-            is_right = [
-                text is not None and bool(verify_answer(text, answer, answer_how))
-                for text, answer in zip(chosen, answers, strict=True)
-            ]
-            points.append(
-                CurvePoint(
-                    method,
-                    budget,
-                    clustered_interval([float(right) for right in is_right]),
-                    float(np.mean([r.num_tokens for r in results])),
-                    float(np.mean([r.num_prm_calls for r in results])),
-                )
-            )
+            costs = ([r.num_tokens for r in results], [r.num_prm_calls for r in results])
+            points.append(curve_point(method, budget, [r.best_text for r in results], *costs, answers, answer_how))
     return points
+
+
+def curve_point(
+    method: str,
+    num_beams: int,
+    texts: Sequence[str | None],
+    num_tokens: Sequence[int],
+    num_prm_calls: Sequence[int],
+    answers: Sequence[str],
+    answer_how: str = "auto",
+) -> CurvePoint:
+    """The row of a search: of each problem the chosen text (`None`: no solution), what it cost, and its answer."""
+    pairs = zip(texts, answers, strict=True)
+    accuracy = clustered_interval([float(t is not None and bool(verify_answer(t, a, answer_how))) for t, a in pairs])
+    return CurvePoint(method, num_beams, accuracy, float(np.mean(num_tokens)), float(np.mean(num_prm_calls)))
 
 
 def best_of_n_curve(
@@ -337,9 +346,7 @@ def best_of_n_curve(
             "each candidate took."
         )
     points = []
-    for n in budgets:
-        if n > len(is_correct[0]):
-            continue
+    for n in (n for n in budgets if n <= len(is_correct[0])):
         accuracy = clustered_interval(best_of_n_per_problem(scores, is_correct, n), len(is_correct[0]) // n)
         scored_share = np.mean([score is not None and not math.isnan(score) for row in scores for score in row])
         points.append(CurvePoint("best_of_n", n, accuracy, n * float(np.mean(num_tokens)), n * float(scored_share)))

@@ -24,7 +24,8 @@ The parts: `rows.py` (what is given and written), `rollouts.py` (sampling and re
 
 Departures from the reference code (github.com/hanningzhang/ER-PRM): eta is chosen after the rollouts and need not be
 an integer; labels are not rounded; equal prefixes are rolled out once; a rollout without a readable answer counts as
-not right, as there, but is counted and reported; no row is dropped.
+not right, as there, but is counted and reported; one that is cut off at `max_new_tokens` has no answer, even where one
+could be read from its text; no row is dropped.
 """
 
 import logging
@@ -41,7 +42,7 @@ from datasets import Dataset
 from trl_erprm.arguments import process_state
 from trl_erprm.manifest import content_hash, finish_run, open_run
 from trl_erprm.rollout.engine import RolloutEngine, description_of
-from trl_erprm.verify import verify_answer
+from trl_erprm.verify import marked_answer, verify_answer
 
 from .config import LabelingConfig
 from .eta_choice import chosen_eta
@@ -75,7 +76,8 @@ class MonteCarloLabeler:
     The label of step k is the entropy-regularized value of the prefix that ends with step k; the label of the last
     step is its own outcome. A solution without a readable answer earns no reward: its last step counts 0 right of 1
     with 1 unparsed, hence the label 0, and its `outcome` is None. So solutions without an answer never look good, and
-    can still be told from wrong ones.
+    can still be told from wrong ones. A rollout or a sampled solution that is cut off at `max_new_tokens` has no
+    answer: the last number of an unfinished text is an intermediate result.
 
     Under `accelerate launch` the prefixes are divided among the processes by the hash of their content.
 
@@ -96,14 +98,16 @@ class MonteCarloLabeler:
             After [`label`][MonteCarloLabeler.label], the counts that `summary.json` holds as well:
 
             - `num_solutions`, `num_distinct_solutions` (equal ones of a prompt once), `num_unanswered_solutions`
-              (outcome None), `num_empty_solutions` (sampled without a step and left out).
+              (outcome None), `num_truncated_solutions` (sampled, and cut off at `max_new_tokens`),
+              `num_empty_solutions` (sampled without a step and left out).
             - `num_prefixes`: steps before the last; `num_unique_prefixes`: equal prefixes once;
               `num_labelled_prefixes`: of these, those with rollouts (all, unless `label_steps` leaves some out);
               `num_skipped_prefixes`, `num_skipped_prompts`: too long for the context window.
             - `num_rollouts`, `num_tokens`: behind the labels, those of an interrupted run included;
               `num_solution_tokens`: tokens of sampled solutions.
-            - `unparsed_share`: share of rollouts without a readable answer, in [0, 1], lower is better.
-            - `length_limit_share`: share of rollouts cut off at `max_new_tokens`, in [0, 1], lower is better.
+            - `unparsed_share`: share of rollouts without a readable answer, in [0, 1], lower is better. Of those that
+              are cut off only a marked answer is read ([`~verify.marked_answer`]).
+            - `truncated_share`: share of rollouts cut off at `max_new_tokens`, in [0, 1], lower is better.
             - `seconds`: of sampling and verifying behind the labels, of the process that took longest, interrupted
               calls included but for what they had not recorded; `rollouts_per_second`: rollouts over these.
             - `num_new_rollouts`: sampled by this call, in all processes; `seconds_of_call`: its duration.
@@ -159,6 +163,7 @@ class MonteCarloLabeler:
             `Dataset`: one row a solution, the same in every process, with `prompt`, `completions`, `labels` (float),
             `label_low`, `label_high` (float, see [`~labeling.intervals.label_interval`]), `num_correct`,
             `num_rollouts`, `num_unparsed` (int), all with one item a step, `answer`, `outcome` (1.0, 0.0 or None),
+            `eta` (of the labels, so that whoever is given the rows can turn labels into probabilities),
             `num_duplicates` and `rollouts` where configured, and the further columns. A step without rollouts (too
             long, or left out by `label_steps`) has 0 rollouts and the label None.
 
@@ -197,7 +202,9 @@ class MonteCarloLabeler:
         else:
             separator = self.config.step_separator
             solutions = [solution_of_steps(index, row["completions"], separator) for index, row in enumerate(rows)]
-        is_right = [self._verify(solution.text, rows[solution.row]["answer"]) for solution in solutions]
+        is_right = [
+            self._verify(solution.text, rows[solution.row]["answer"], solution.is_truncated) for solution in solutions
+        ]
 
         counts, num_new_rollouts = roller.roll_out(rows, solutions, [bool(right) for right in is_right])
         optional = ["num_duplicates"] if source == "prompt" and self.config.merge_equal_solutions else []
@@ -259,14 +266,18 @@ class MonteCarloLabeler:
         totals["num_skipped_prompts"] = sum("is_skipped" in record for record in sampled.values())
         solutions = []
         for index, row in enumerate(rows):
-            texts = sampled[content_hash(row["prompt"])]["texts"]
-            found = [solution_of_text(index, text, self.config.split_how) for text in texts]
+            record = sampled[content_hash(row["prompt"])]
+            is_truncated = record.get("truncated", [False] * len(record["texts"]))  # not in those of earlier versions
+            found = [
+                replace(solution_of_text(index, text, self.config.split_how), is_truncated=is_cut)
+                for text, is_cut in zip(record["texts"], is_truncated, strict=True)
+            ]
             with_steps = [solution for solution in found if solution.steps]
             totals["num_empty_solutions"] += len(found) - len(with_steps)
             if self.config.merge_equal_solutions:
-                equal: dict[str, list[Solution]] = {}
+                equal: dict[tuple[str, bool], list[Solution]] = {}
                 for solution in with_steps:
-                    equal.setdefault(solution.text, []).append(solution)
+                    equal.setdefault((solution.text, solution.is_truncated), []).append(solution)
                 with_steps = [replace(of_text[0], num_duplicates=len(of_text)) for of_text in equal.values()]
             solutions += with_steps
         if not solutions:
@@ -290,7 +301,9 @@ class MonteCarloLabeler:
             "num_rows": len(rows),
         }
 
-    def _verify(self, text: str, answer: str) -> bool | None:
+    def _verify(self, text: str, answer: str, is_truncated: bool) -> bool | None:
+        if is_truncated and not self._has_own_verifier and marked_answer(text, self.config.verify_how) is None:
+            return None
         is_right = self.verifier(text, answer)
         if is_right is not None and not isinstance(is_right, bool | np.bool_):
             raise TypeError(
@@ -327,6 +340,7 @@ class MonteCarloLabeler:
                     **{name: [getattr(c, name) for c in of_steps] for name in COUNT_COLUMNS},
                     "answer": row["answer"],
                     "outcome": None if right is None else float(right),
+                    "eta": None,
                     **{name: more[name] for name in optional},
                     **{name: row[name] for name in further_columns(row, optional)},
                 }
@@ -334,7 +348,7 @@ class MonteCarloLabeler:
         return counted
 
     def _label(self, rows: list[dict[str, Any]]) -> float:
-        """Writes labels and intervals into the rows; returns their eta."""
+        """Writes labels, intervals and their eta into the rows; returns eta."""
         config = self.config
         eta = chosen_eta(rows, config.eta, config.eta_criterion, config.eta_validation_share)
         counts = [(row["num_correct"], row["num_rollouts"]) for row in rows]
@@ -342,15 +356,15 @@ class MonteCarloLabeler:
             labels_of_counts(counts, eta), *intervals_of_counts(counts, eta, config.interval_level), strict=True
         )
         for row, (labels, low, high) in zip(rows, made, strict=True):
-            row.update(labels=labels, label_low=low, label_high=high)
+            row.update(labels=labels, label_low=low, label_high=high, eta=eta)
         return eta
 
     def _log_summary(self) -> None:
         s = self.summary
         logger.info(
             "%d solutions (%d without a readable answer), %d prefixes (%d unique), %d rollouts, %d tokens; %.1f %% of "
-            "the rollouts without a readable answer, %.1f %% at the length limit; %.0f s (%.0f rollouts/s), of which "
-            "this call took %.0f s for %d new rollouts.",
+            "the rollouts without a readable answer (%.1f %% cut off); %.0f s (%.0f rollouts/s), of which this call "
+            "took %.0f s for %d new rollouts.",
             s["num_solutions"],
             s["num_unanswered_solutions"],
             s["num_prefixes"],
@@ -358,7 +372,7 @@ class MonteCarloLabeler:
             s["num_rollouts"],
             s["num_tokens"],
             100 * s["unparsed_share"],
-            100 * s["length_limit_share"],
+            100 * s["truncated_share"],
             s["seconds"],
             s["rollouts_per_second"],
             s["seconds_of_call"],
@@ -380,6 +394,7 @@ def _totals(
         "num_solutions": len(solutions),
         "num_distinct_solutions": len({prefix_key(rows[solution.row], solution.text) for solution in solutions}),
         "num_unanswered_solutions": sum(right is None for right in is_right),
+        "num_truncated_solutions": sum(solution.is_truncated for solution in solutions),
         "num_prefixes": len(keys),
         "num_unique_prefixes": len(set(keys)),
         "num_labelled_prefixes": sum(c.num_rollouts > 0 for c in counts.values()),
@@ -387,7 +402,7 @@ def _totals(
         "num_rollouts": num_rollouts,
         "num_tokens": sum(c.num_tokens for c in counts.values()),
         "unparsed_share": _share(sum(c.num_unparsed for c in counts.values()), num_rollouts),
-        "length_limit_share": _share(sum(c.num_truncated for c in counts.values()), num_rollouts),
+        "truncated_share": _share(sum(c.num_truncated for c in counts.values()), num_rollouts),
     }
 
 

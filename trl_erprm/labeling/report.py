@@ -25,8 +25,8 @@ from .rows import INTERVAL_COLUMNS, intervals_of_counts, labels_of_counts
 
 __all__ = ["format_report", "plot_labels", "quality_report", "relabel_run", "warnings_of", "write_report"]
 
-# Above this share of rollouts without a readable answer, or cut off at the length limit, a warning is logged: the
-# labels then measure the settings as much as the steps. Our own choice.
+# Above this share of rollouts without a readable answer, or of rollouts or solutions cut off at the length limit, a
+# warning is logged: the labels then measure the settings as much as the steps. Our own choice.
 WARNING_SHARE = 0.05
 
 
@@ -107,11 +107,18 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
             f"{100 * summary['unparsed_share']:.1f} % of the rollouts have no readable answer and count as not right, "
             "which lowers all labels. Check `verify_how`, `max_new_tokens` and the prompt."
         )
-    if summary.get("length_limit_share", 0) > WARNING_SHARE:
+    if summary.get("truncated_share", 0) > WARNING_SHARE:
         found.append(
-            f"{100 * summary['length_limit_share']:.1f} % of the rollouts are cut off at "
-            f"`max_new_tokens`={summary['max_new_tokens']}. Raise it, or set `stop` if the policy goes on after its "
-            "answer."
+            f"{100 * summary['truncated_share']:.1f} % of the rollouts are cut off at "
+            f"`max_new_tokens`={summary['max_new_tokens']} and count as not right unless they mark an answer. Raise "
+            "it, or set `stop` if the policy goes on after its answer."
+        )
+    num_truncated, num_solutions = summary.get("num_truncated_solutions", 0), summary.get("num_solutions", 0)
+    if num_truncated > WARNING_SHARE * num_solutions:
+        found.append(
+            f"{num_truncated} of the {num_solutions} solutions are cut off at "
+            f"`max_new_tokens`={summary['max_new_tokens']}: unless they mark an answer they have no outcome, and the "
+            "label 0 at their last step. Raise it, or set `stop` if the policy goes on after its answer."
         )
     if summary.get("num_empty_solutions"):
         found.append(
@@ -131,13 +138,14 @@ _SUMMARY_LINES = (
     ("solutions", "num_solutions", "{:,}"),
     ("distinct solutions", "num_distinct_solutions", "{:,}"),
     ("solutions without a readable answer", "num_unanswered_solutions", "{:,}"),
+    ("solutions cut off at the length limit", "num_truncated_solutions", "{:,}"),
     ("prefixes", "num_prefixes", "{:,}"),
     ("prefixes, equal ones once", "num_unique_prefixes", "{:,}"),
     ("rollouts", "num_rollouts", "{:,}"),
     ("tokens of rollouts", "num_tokens", "{:,}"),
     ("tokens of sampled solutions", "num_solution_tokens", "{:,}"),
     ("rollouts without a readable answer", "unparsed_share", "{:.1%}"),
-    ("rollouts at the length limit", "length_limit_share", "{:.1%}"),
+    ("rollouts cut off at the length limit", "truncated_share", "{:.1%}"),
     ("seconds of sampling and verifying", "seconds", "{:,.0f}"),
     ("eta", "eta", "{:g}"),
 )
@@ -229,8 +237,8 @@ def relabel_run(
 ) -> dict[str, Any]:
     """Makes the labels in the directory of a finished run anew, for another eta and without a rollout.
 
-    Replaces `labels.jsonl` (and `labels.parquet`, if it is there), each whole or not at all, notes eta in
-    `summary.json`, and writes the report anew. Counts stay as they are.
+    Replaces `labels.jsonl` (and `labels.parquet`, if it is there), each whole or not at all, notes eta in the rows and
+    in `summary.json`, and writes the report anew. Counts stay as they are.
 
     Args:
         output_dir (`str` or `os.PathLike`):
@@ -254,7 +262,7 @@ def relabel_run(
     counts = [(row["num_correct"], row["num_rollouts"]) for row in rows]
     made = zip(labels_of_counts(counts, eta), *intervals_of_counts(counts, eta, interval_level), strict=True)
     for row, (labels, low, high) in zip(rows, made, strict=True):
-        row.update(labels=labels, **dict(zip(INTERVAL_COLUMNS, (low, high), strict=True)))
+        row.update(labels=labels, **dict(zip(INTERVAL_COLUMNS, (low, high), strict=True)), eta=eta)
     write_rows(directory, rows)
     summary = {**summary, "eta": eta}
     if (directory / "labels.parquet").exists():
@@ -267,26 +275,32 @@ def relabel_run(
 
 def write_rows(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """`labels.jsonl`, whole or not at all."""
+    written = ({**row, "eta": _json_number(row["eta"])} for row in rows)
     write_atomically(
         directory / "labels.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows),
+        "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in written),
     )
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
-    """`summary.json`. An infinite eta is written as text, which JSON has no number for."""
-    eta = summary.get("eta", 0.0)
-    values = summary if math.isfinite(eta) else {**summary, "eta": str(eta)}
+    """`summary.json`, whole or not at all."""
+    values = {**summary, "eta": _json_number(summary["eta"])} if "eta" in summary else summary
     write_atomically(directory / "summary.json", json.dumps(values, indent=2) + "\n")
+
+
+def _json_number(eta: float) -> float | str:
+    """Text where eta is infinite, which JSON has no number for."""
+    return eta if math.isfinite(eta) else str(eta)
 
 
 def write_parquet(directory: Path, like: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """`labels.parquet` with the features of the data set `like`, whole or not at all."""
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
     temporary = directory / ".labels.parquet.tmp"
     try:
-        Dataset.from_list([dict(row) for row in rows], features=like.features).to_parquet(str(temporary))
+        features = Features({**like.features, "eta": Value("float64")})  # rows of an earlier version have none
+        Dataset.from_list([dict(row) for row in rows], features=features).to_parquet(str(temporary))
         os.replace(temporary, directory / "labels.parquet")
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ __all__ = ["Solution", "relabel"]
 
 COUNT_COLUMNS = ("num_correct", "num_rollouts", "num_unparsed")
 INTERVAL_COLUMNS = ("label_low", "label_high")
-WRITTEN_COLUMNS = ("prompt", "completions", "labels", *INTERVAL_COLUMNS, *COUNT_COLUMNS, "answer", "outcome")
+WRITTEN_COLUMNS = ("prompt", "completions", "labels", *INTERVAL_COLUMNS, *COUNT_COLUMNS, "answer", "outcome", "eta")
 
 PrefixKey = str
 
@@ -32,6 +32,7 @@ class Solution:
     prefix_texts: list[str]  # the answer up to and with step 1 .. n-1: what is rolled out
     text: str  # the whole answer
     num_duplicates: int = 1  # how often it was sampled
+    is_truncated: bool = False  # sampled, and cut off at `max_new_tokens`
 
 
 def relabel(dataset: Dataset, eta: float, interval_level: float = 0.95) -> Dataset:
@@ -47,7 +48,7 @@ def relabel(dataset: Dataset, eta: float, interval_level: float = 0.95) -> Datas
             [`~labeling.intervals.label_interval`].
 
     Returns:
-        `Dataset`: the same rows with new `labels`. A step with 0 rollouts has the label None.
+        `Dataset`: the same rows with new `labels`, and `eta` beside them. A step with 0 rollouts has the label None.
 
     Raises:
         ValueError: if the counts are missing, or differ in length within a row (with the row), or if `eta` is nan.
@@ -81,11 +82,11 @@ def relabel(dataset: Dataset, eta: float, interval_level: float = 0.95) -> Datas
     made = {"labels": labels_of_counts(counts, eta)}
     if all(name in columns for name in INTERVAL_COLUMNS):
         made |= dict(zip(INTERVAL_COLUMNS, intervals_of_counts(counts, eta, interval_level), strict=True))
-    if "labels" not in columns:
-        columns = [*columns, "labels"]
-    dataset = dataset.remove_columns([name for name in made if name in dataset.column_names])
+    columns = [*columns, *(name for name in ("labels", "eta") if name not in columns)]
+    dataset = dataset.remove_columns([name for name in (*made, "eta") if name in dataset.column_names])
     for name, values in made.items():
         dataset = dataset.add_column(name, values, feature=List(Value("float64")))
+    dataset = dataset.add_column("eta", [eta] * len(dataset), feature=Value("float64"))
     return dataset.select_columns(columns)  # in the order that they had
 
 
@@ -240,6 +241,7 @@ def features_of_labelled_rows(features: Features, optional_columns: Sequence[str
             **{name: List(Value("int64")) for name in COUNT_COLUMNS},
             "answer": Value("string"),
             "outcome": Value("float64"),
+            "eta": Value("float64"),
             **{name: optional[name] for name in optional_columns},
             **{name: features[name] for name in further_columns(features, optional_columns)},
         }

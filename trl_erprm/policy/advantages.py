@@ -10,7 +10,8 @@ other, S steps of the longest. A completion that could not be scored is a row of
 in no statistic of its group.
 
     outcome          A_i         of the whole completion, GRPOTrainer's own: no function here
-    reward_to_go     A_{i,k} = sum_{j >= k} (r_{i,j} - mean(r)) / std(r)       over all steps of the group
+    reward_to_go     A_{i,k} = sum_{j >= k} (r_{i,j} - mean(r)) / std(r)       mean over all steps of the group; std of
+                                                                               the group, the batch, or left out
     min_form         A_{i,k} = G_{i,k} - mean_{j != i} G_{j,k},   G_{i,k} = sum_{j >= k} w_{i,j} V_{i,j},
                      w_i = softmax(-V_i / T)
     soft_advantage   A_{i,k} = V_{i,k} - V_{i,k-1},   V_{i,0} = (1/eta) log mean_j exp(eta V_{j,1})
@@ -30,8 +31,11 @@ import math
 
 import torch
 
+from ..choices import check_choice
+
 __all__ = [
     "ADVANTAGE_ESTIMATORS",
+    "REWARD_SCALINGS",
     "STEP_REWARD_SHAPINGS",
     "advantages_per_token",
     "clip_step_rewards",
@@ -44,6 +48,8 @@ __all__ = [
 ADVANTAGE_ESTIMATORS = ("outcome", "reward_to_go", "min_form", "soft_advantage")
 
 STEP_REWARD_SHAPINGS = ("clip", "delta")
+
+REWARD_SCALINGS = ("group", "batch", "none")
 
 
 def clip_step_rewards(step_scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -100,7 +106,9 @@ def delta_step_rewards(step_scores: torch.Tensor) -> torch.Tensor:
     return torch.where(is_last, scores, scores - following)
 
 
-def reward_to_go_advantages(step_rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
+def reward_to_go_advantages(
+    step_rewards: torch.Tensor, num_generations: int, scale_rewards: str = "group"
+) -> torch.Tensor:
     r"""
     Sum of the normalized rewards from each step on: GRPO with process supervision (arXiv 2402.03300, section 4.1.3).
 
@@ -114,9 +122,18 @@ def reward_to_go_advantages(step_rewards: torch.Tensor, num_generations: int) ->
             Step scores, or rewards shaped from them; NaN behind the last step.
         num_generations (`int`):
             Completions a prompt, G; they lie next to each other.
+        scale_rewards (`str`, *optional*, defaults to `"group"`):
+            What the rewards, less the mean of their group, are divided by, as in GRPOTrainer:
+
+            - `"group"`: the standard deviation of the step rewards of their group.
+            - `"batch"`: that of all step rewards given (arXiv 2508.08221).
+            - `"none"`: nothing (Dr. GRPO, arXiv 2503.20783). The advantages then are in units of a step reward.
 
     Returns:
         `torch.Tensor` of shape `(N, S)`: advantages; NaN behind the last step.
+
+    Raises:
+        ValueError: if `scale_rewards` is none of these, or if the completions cannot be divided into groups.
 
     Example:
 
@@ -129,13 +146,12 @@ def reward_to_go_advantages(step_rewards: torch.Tensor, num_generations: int) ->
 
     ```
     """
+    check_choice("scale_rewards", scale_rewards, REWARD_SCALINGS)
     groups = _groups(step_rewards, num_generations).flatten(1)
-    count = (~groups.isnan()).sum(dim=1, keepdim=True)
-    mean = groups.nanmean(dim=1, keepdim=True)
-    # as `torch.std` and GRPOTrainer: of n values over n - 1; of one value there is none
-    std = ((groups - mean).square().nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    normalized = ((groups - mean) / (std + 1e-4)).view_as(step_rewards)
-    return _returns_to_go(normalized)
+    normalized = groups - groups.nanmean(dim=1, keepdim=True)
+    if scale_rewards != "none":
+        normalized = normalized / (_std(groups if scale_rewards == "group" else groups.view(1, -1)) + 1e-4)
+    return _returns_to_go(normalized.view_as(step_rewards))
 
 
 def min_form_advantages(step_scores: torch.Tensor, num_generations: int, temperature: float = 0.1) -> torch.Tensor:
@@ -262,6 +278,13 @@ def _groups(values: torch.Tensor, num_generations: int) -> torch.Tensor:
             "processes first: a group may lie on several of them."
         )
     return values.view(-1, num_generations, values.size(1))
+
+
+def _std(values: torch.Tensor) -> torch.Tensor:
+    """(R, C) -> (R, 1): of n values over n - 1, as `torch.std` and GRPOTrainer; of one value there is none: 0."""
+    count = (~values.isnan()).sum(dim=1, keepdim=True)
+    mean = values.nanmean(dim=1, keepdim=True)
+    return ((values - mean).square().nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
 
 
 def _returns_to_go(step_rewards: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
-from ..verify import check_answer_convention, verify_answer
+from ..verify import check_answer_convention, readable_reference, verify_answer
 from .process_reward import completion_text
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerReward:
@@ -22,6 +26,12 @@ class AnswerReward:
         answer_column (`str`, *optional*, defaults to `"answer"`):
             Column of the dataset that holds the reference answers.
 
+    Metric, where the trainer offers `log_metric` (GRPO, RLOO and what is built on them):
+
+        - `answer_reward/unreadable_references`: share of the completions whose reference cannot be read, an empty one
+          for example, or a word where `answer_how` is `"gsm8k"` (0 to 1; lower is better). The first such reference
+          is shown in a warning.
+
     Example:
 
     ```python
@@ -37,6 +47,7 @@ class AnswerReward:
         check_answer_convention(answer_how, "answer_how")
         self.answer_how = answer_how
         self.answer_column = answer_column
+        self._has_warned = False
 
     def __call__(self, completions: Sequence[str | list[dict]], **kwargs) -> list[float | None]:
         """
@@ -49,7 +60,7 @@ class AnswerReward:
 
         Returns:
             `list[float | None]`: 1.0 or 0.0 for each completion. A completion without a readable answer gets 0.0: it
-            does not answer the question. `None` where the row has no reference answer.
+            does not answer the question. `None` where the row has no reference answer, or one that cannot be read.
 
         Raises:
             ValueError: where the dataset has no such column.
@@ -59,14 +70,31 @@ class AnswerReward:
                 f"AnswerReward compares with the column {self.answer_column!r}, which the dataset does not have. Name "
                 "the column with the reference answers: AnswerReward(answer_column=...)."
             )
+        given = kwargs[self.answer_column]
+        references = [readable_reference(reference, self.answer_how) for reference in given]
+        unreadable = [g for g, reference in zip(given, references, strict=True) if g is not None and reference is None]
+        self._report(unreadable, len(given), kwargs.get("log_metric"))
         return [
             None if reference is None else float(self._is_right(completion_text(completion), reference))
-            for completion, reference in zip(completions, kwargs[self.answer_column], strict=True)
+            for completion, reference in zip(completions, references, strict=True)
         ]
 
-    def _is_right(self, text: str, reference: str | int | float) -> bool:
-        reference = str(reference) if isinstance(reference, int | float) else reference
+    def _is_right(self, text: str, reference: str) -> bool:
         return verify_answer(text, reference, self.answer_how) is True
+
+    def _report(self, unreadable: list[Any], num_completions: int, log_metric: Any) -> None:
+        if log_metric is not None and num_completions:
+            log_metric(f"{self.__name__}/unreadable_references", len(unreadable) / num_completions)
+        if unreadable and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "The column %r holds %.80r, which is no reference answer by the convention %r: completions of such "
+                "rows get None. `answer_reward/unreadable_references` counts them; name the convention of the data "
+                "set in `answer_how`, or remove these rows.",
+                self.answer_column,
+                unreadable[0],
+                self.answer_how,
+            )
 
     @property
     def identity(self) -> dict:

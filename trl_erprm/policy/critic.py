@@ -18,10 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForTokenClassification, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    AutoPeftModelForTokenClassification,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import find_adapter_config_file
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
@@ -29,11 +38,16 @@ from ..arguments import load_tokenizer
 from ..prm.formats import format_of_checkpoint, read_saved_format
 from ..prm.heads import new_head_is_expected, without_head
 from ..prm.scorer import ProcessRewardModel, loaded_whole
+from ..prm.trained_weights import train_head_in_float32
+from .rft_weights import POLICY_ADAPTER
 
 CRITIC_FOLDER = "critic"
 """Where a checkpoint keeps the critic, beside the policy's files."""
 
 _ADAPTER_FOLDER = "adapter"
+
+_INIT_LEAVES_BASE = (True, False, "gaussian")
+"""Ways of initializing LoRA after which the base model is what it was: others move a part of it into the adapter."""
 
 
 class PolicyAndCritic(nn.Module):
@@ -101,7 +115,8 @@ def load_critic(
         critic (`str`, `os.PathLike`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             A process reward model that [`ERPRMTrainer`] saved, a critic that [`ProcessPPOTrainer`] saved, any
             checkpoint with the policy's vocabulary, or a loaded token classifier. `None`: the weights that the policy
-            was loaded from, with a new head.
+            was loaded from, a stored LoRA adapter merged into them (of a quantized policy, and under ZeRO-3: the base
+            model's alone), with a new head.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy, which is left as it is.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -171,7 +186,7 @@ def _load_from_policy(policy: nn.Module, model_init_kwargs: dict) -> PreTrainedM
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     path = get_config_model_id(base.config)
     if path:
-        return _load_classifier(path, model_init_kwargs)
+        return _with_merged_adapter(_load_classifier(path, model_init_kwargs), policy)
     if isinstance(policy, PeftModel):
         raise ValueError(
             "The critic would begin as the policy, but the policy was made in memory and has adapters already. Give "
@@ -184,18 +199,40 @@ def _load_from_policy(policy: nn.Module, model_init_kwargs: dict) -> PreTrainedM
     return model
 
 
+def _with_merged_adapter(model: PreTrainedModel, policy: nn.Module) -> PreTrainedModel:
+    """The classifier with what the policy's LoRA adapter changes; a new adapter changes nothing yet."""
+    config = policy.peft_config.get(POLICY_ADAPTER) if isinstance(policy, PeftModel) else None
+    if not isinstance(config, LoraConfig) or config.init_lora_weights not in _INIT_LEAVES_BASE:
+        return model
+    if getattr(policy, "is_quantized", False) or is_deepspeed_zero3_enabled():
+        return model
+    config = copy.deepcopy(config)
+    config.task_type = config.modules_to_save = None  # a classifier has no language model's head
+    adapted = get_peft_model(model, config)
+    set_peft_model_state_dict(adapted, get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER))
+    return _merged(adapted)
+
+
+def _merged(model: PeftModel) -> PreTrainedModel:
+    """The model with its adapter merged into it, to be trained in full: beside an adapter it was frozen."""
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # quantized weights cannot
+    return merged
+
+
 def _load_from_path(path: str, model_init_kwargs: dict) -> PreTrainedModel:
     hub = {name: model_init_kwargs[name] for name in ("revision", "token", "cache_dir") if name in model_init_kwargs}
     if not is_process_reward_model(path, **hub):
         if (Path(path) / _ADAPTER_FOLDER).is_dir():  # saved by `save_critic`
             path = str(Path(path) / _ADAPTER_FOLDER)
         if find_adapter_config_file(path, **hub) is not None:
-            return AutoPeftModelForTokenClassification.from_pretrained(
-                path, num_labels=1, **model_init_kwargs
-            ).merge_and_unload()
+            return _merged(
+                AutoPeftModelForTokenClassification.from_pretrained(path, num_labels=1, **model_init_kwargs)
+            )
         return _load_classifier(path, model_init_kwargs)
     prm = ProcessRewardModel.from_pretrained(path, device="cpu", **model_init_kwargs)
-    model = prm.model.merge_and_unload() if isinstance(prm.model, PeftModel) else prm.model
+    model = _merged(prm.model) if isinstance(prm.model, PeftModel) else prm.model
     if prm.format.head_module == "mlp":
         raise ValueError(
             f"The head of {path!r} is no linear map, so that it cannot become a critic's. Take a process reward model "
@@ -236,12 +273,15 @@ def _with_one_label(model: PreTrainedModel, label_token_ids: tuple[int, int] | N
 
 
 def _with_adapters(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
-    """Adapters as the policy has them; PEFT trains the head of a token classifier in full."""
+    """Adapters as the policy has them; PEFT trains the head of a token classifier in full, here in float32."""
     config = copy.deepcopy(peft_config)
     config.task_type = TaskType.TOKEN_CLS
     if getattr(config, "modules_to_save", None):  # a classifier has no language model's head
         config.modules_to_save = [name for name in config.modules_to_save if name != "lm_head"]
-    return get_peft_model(model, config)
+    # As TRL makes the policy's: float32 beside weights of less, except under ZeRO-3, which takes one precision only.
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    train_head_in_float32(adapted)
+    return adapted
 
 
 def _check_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase) -> None:

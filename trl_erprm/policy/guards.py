@@ -8,7 +8,7 @@ it:
     one good step split into many                 `min_characters_per_step`, `max_steps`
     many steps merged into one, steps skipped     `max_step_characters`, `min_steps`
     a step that never ends                        `max_step_characters`
-    an end without an answer                      `require_answer` of [`ProcessReward`]
+    an end without a marked answer                `require_answer` of [`ProcessReward`]
 
 Lines with nothing but white space are no steps at all ([`split_steps`]), so they neither raise nor lower a score;
 [`share_of_white_space`] shows whether a policy has taken to them.

@@ -34,7 +34,8 @@ from ..evaluation.best_of_n import Estimate
 from ..evaluation.paired import bootstrap_interval
 from ..parsing import StrictParser
 from ..prm.aggregation import aggregate, check_aggregation
-from ..prm.formats import Prompt
+from ..prm.formats import FORMATS, Prompt
+from ..prm.prompts import check_prompt_reading
 from ..prm.scorer import ProcessRewardModel
 from ..steps import check_split_mode, step_texts
 from ..verify import check_answer_convention
@@ -218,7 +219,14 @@ def hacking_report(
         guarded = process_reward
     else:
         guarded = ProcessReward(process_reward, guards=suggested_guards(texts))
-    plain = ProcessReward(guarded.prm, "min", guarded.split_how, require_answer=False, batch_size=guarded.batch_size)
+    plain = ProcessReward(
+        guarded.prm,
+        split_how=guarded.split_how,
+        require_answer=False,
+        batch_size=guarded.batch_size,
+        prompt_as=guarded.prompt_as,
+        max_tokens_per_batch=guarded.max_tokens_per_batch,
+    )
 
     def scored(indices: Sequence[int], texts: Sequence[str]) -> list[_Scored | None]:
         of_prompts = [prompts[i] for i in indices]
@@ -378,6 +386,13 @@ class HackingReportArguments:
 
     prm_path: str = field(metadata={"help": "Directory of a process reward model, or the id of a known one."})
     dataset_path: str = field(metadata={"help": "File or directory of solutions."})
+    prm_format: str | None = field(
+        default=None, metadata={"help": "Format of a PRM from elsewhere that does not say its own."}
+    )
+    prompt_as: str = field(
+        default="auto",
+        metadata={"help": "What the PRM reads of chats: chat; problem, the user's last message; auto: as trained."},
+    )
     split: str = field(default="train", metadata={"help": "Split, with a slice if wanted."})
     num_solutions: int = field(default=200, metadata={"help": "Look at this many solutions; 0: all."})
     aggregations: list[str] = field(
@@ -391,8 +406,11 @@ class HackingReportArguments:
 
     def __post_init__(self):
         check_path_or_id(self.prm_path, "prm_path")
+        if self.prm_format is not None:
+            check_choice("prm_format", self.prm_format, FORMATS)
         check_split_mode(self.split_how, "split_how")
         check_answer_convention(self.answer_how, "answer_how")
+        check_prompt_reading(self.prompt_as)
         for aggregation in self.aggregations:
             check_aggregation(aggregation, argument="aggregations")
 
@@ -442,6 +460,8 @@ def main(argv: list[str] | None = None) -> int:
             split_how=args.split_how,
             answer_how=args.answer_how,
             guards=guards,
+            format=args.prm_format,
+            prompt_as=args.prompt_as,
             batch_size=args.batch_size,
         )
         report = hacking_report(process_reward, prompts, texts, args.aggregations, filler=args.filler)

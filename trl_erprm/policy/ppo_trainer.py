@@ -30,6 +30,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from trl import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
+from ..trained_weights import warn_of_lost_updates
 from .advantages import clip_step_rewards, delta_step_rewards
 from .critic import (
     CRITIC_FOLDER,
@@ -49,7 +50,9 @@ from .generalized_advantages import (
 )
 from .ppo_config import ProcessPPOConfig
 from .process_reward import ProcessReward, completion_text
+from .prompt_order import EpochSampler
 from .step_tokens import completion_step_ends
+from .trained_weights import start_policy
 
 logger = get_logger(__name__)
 
@@ -69,7 +72,7 @@ class ProcessPPOTrainer(GRPOTrainer):
 
     trainer = ProcessPPOTrainer(
         model="outputs/policy",
-        reward_funcs=ProcessReward("outputs/prm"),
+        reward_funcs=ProcessReward("outputs/prm", reward_if_malformed=0.0),  # not to answer is no way out
         critic="outputs/prm",  # its scores are values already
         args=ProcessPPOConfig("outputs/ppo"),
         train_dataset=prompts,  # column `prompt`
@@ -79,7 +82,7 @@ class ProcessPPOTrainer(GRPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
+            The policy. Of a directory that holds an adapter, the adapter is trained on, without a `peft_config`.
         reward_funcs (`Callable` or `list[Callable]`):
             Reward functions in TRL's protocol, at most one of them a [`ProcessReward`].
         args ([`ProcessPPOConfig`], *optional*):
@@ -147,10 +150,13 @@ class ProcessPPOTrainer(GRPOTrainer):
         self._rewarded: tuple | None = None
         self._value_logits: list[torch.Tensor] | None = None
         self._two_rate_optimizer: torch.optim.Optimizer | None = None
+        given = kwargs.pop("processing_class", None)
+        model, tokenizer = start_policy(model, given, args, peft_config, quantization_config)
         super().__init__(
             model,
             functions,
             args=args,
+            processing_class=tokenizer,
             peft_config=peft_config,
             quantization_config=quantization_config,
             **kwargs,
@@ -167,6 +173,7 @@ class ProcessPPOTrainer(GRPOTrainer):
             )
         self.critic = self._load_critic(critic, peft_config, quantization_config)
         self.policy_and_critic = PolicyAndCritic(self.model, self.critic)
+        warn_of_lost_updates(self.policy_and_critic, self.accelerator)
 
     # The critic beside the policy
 
@@ -273,6 +280,9 @@ class ProcessPPOTrainer(GRPOTrainer):
         restore_critic(self.critic, directory)
 
     # Rollouts: rewards, values, advantages
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

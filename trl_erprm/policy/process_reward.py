@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import logging
 import math
 import os
@@ -17,19 +15,17 @@ from jinja2 import TemplateError
 from ..choices import check_choice
 from ..manifest import weights_fingerprint
 from ..prm.aggregation import check_aggregation
-from ..prm.formats import Prompt
+from ..prm.formats import PRMFormat, Prompt
+from ..prm.prompts import PromptReading, check_prompt_reading
 from ..prm.scorer import ProcessRewardModel
 from ..steps import Step, check_split_mode, split_steps
-from ..verify import check_answer_convention, extract_answer, verify_answer
+from ..verify import check_answer_convention, extract_answer, marked_answer, readable_reference, verify_answer
 from .guards import StepGuards
 from .process_reward_metrics import batch_metrics
 
 logger = logging.getLogger(__name__)
 
 COMBINATIONS = ("product", "gate", "weighted_sum")
-
-MODEL_VARIABLE = "TRL_ERPRM_MODEL"
-OPTIONS_VARIABLE = "TRL_ERPRM_OPTIONS"
 
 _PLAIN_STEP = "1 + 1 = 2."  # what every format can lay out behind a prompt that fits it
 
@@ -86,7 +82,8 @@ class ProcessReward:
             How an answer is looked for ([`extract_answer`]).
         require_answer (`bool`, *optional*, defaults to `True`):
             Whether a completion without an answer is malformed. Stops the policy from never committing itself: steps
-            that claim nothing score well.
+            that claim nothing score well. With `answer_how` `"auto"` and `"math"`, which find a number in any text,
+            the answer must be marked as one, by a `####` line, a box or "answer is" ([`marked_answer`]).
         is_well_formed (`Callable`, *optional*):
             `is_well_formed(prompt, steps) -> bool`, a further check that the task allows.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -112,10 +109,25 @@ class ProcessReward:
         reward_if_malformed (`float`, *optional*):
             Reward of a malformed completion. `None` suits selection. In GRPO and RLOO it lets a completion that never
             answers escape punishment (advantage 0, see above): set `0.0` there, the lowest score there is.
-        device (`str` or `torch.device`, *optional*), dtype (`str` or `torch.dtype`, *optional*):
-            Where and in which precision the process reward model is loaded, for a `prm` given as a directory
-            ([`ProcessRewardModel.from_pretrained`]). It is loaded whole in every process, also where ZeRO-3 or FSDP
-            splits the policy.
+        format ([`PRMFormat`] or `str`, *optional*):
+            Layout of a `prm` given as a directory that does not say its own: a model from elsewhere, under another
+            name than its published one ([`ProcessRewardModel.from_pretrained`], as are the next two).
+        device (`str` or `torch.device`, *optional*):
+            Where a `prm` given as a directory is loaded. It is loaded whole in every process, also where ZeRO-3 or
+            FSDP splits the policy.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            Its precision. `"auto"` is that of the checkpoint, but bfloat16 for float32 weights on a GPU that computes
+            in it.
+        prompt_as (`str`, *optional*, defaults to `"auto"`):
+            What the process reward model reads of prompts that are chat messages ([`PromptReader.read`]):
+
+            - `"chat"`: the messages, the policy's system prompt included.
+            - `"problem"`: the text of the user's last message.
+            - `"auto"`: as the model was trained, `"problem"` for published models. A model that does not say, saved by
+              a release that did not write it down, reads the chat. Which it is, is logged once.
+        max_tokens_per_batch (`int`, *optional*):
+            Most tokens in a forward pass of the process reward model, padding included: bounds the memory that it
+            takes beside the policy where completions are long. `None`: only `batch_size` does.
         name (`str`, *optional*, defaults to `"process_reward"`):
             Name under which TRL logs the reward, and the metrics below. Two process rewards in one job need two names.
 
@@ -132,9 +144,10 @@ class ProcessReward:
           where it grows).
         - `{name}/correlation_with_num_steps`: Pearson's, of score and number of steps, over the scored completions
           (-1 to 1; far from 0 in either direction is an alarm). Not logged where one of the two does not vary.
-        - `{name}/accuracy`: share of right answers among completions with an outcome (0 to 1; higher is better).
-          Logged where the dataset has the answer column, as is the next.
-        - `{name}/gap_to_accuracy`: mean score minus accuracy, over the scored completions that have an outcome (a
+        - `{name}/accuracy`: share of right answers among completions whose row has a reference answer (0 to 1; higher
+          is better). One in which no answer can be read is wrong, as for [`AnswerReward`]. Logged where the dataset
+          has the answer column, as is the next.
+        - `{name}/gap_to_accuracy`: mean score of those of these completions that have one, minus the accuracy (a
           score that rises while accuracy does not is what reward hacking looks like).
         - `{name}/malformed`, and `{name}/malformed/{reason}` for each reason that the settings admit: share of the
           completions (0 to 1; lower is better).
@@ -164,8 +177,11 @@ class ProcessReward:
         answer_weight: float = 0.5,
         guards: StepGuards | Mapping | None = None,
         reward_if_malformed: float | None = None,
+        format: PRMFormat | str | None = None,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = "auto",
+        prompt_as: PromptReading = "auto",
+        max_tokens_per_batch: int | None = None,
         name: str = "process_reward",
     ):
         # A misspelt option is an error now, not after an hour of sampling.
@@ -181,13 +197,20 @@ class ProcessReward:
                 f"`reward_if_malformed` must be a number or None, got {reward_if_malformed!r}. Set 0.0 for the lowest "
                 "score, or None to leave malformed completions out."
             )
-        self.prm = _load(prm, device, dtype)
+        check_prompt_reading(prompt_as)
+        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
+            raise ValueError(
+                f"`max_tokens_per_batch` must be at least 1, got {max_tokens_per_batch}. Leave it out for no limit."
+            )
+        self.prm = _load(prm, prompt_as, format=format, device=device, dtype=dtype)
         self.aggregation = aggregation
         self.split_how = split_how
         self.answer_how = answer_how
         self.require_answer = require_answer
         self.is_well_formed = is_well_formed
         self.batch_size = batch_size
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.prompt_as = prompt_as
         self.combine = combine
         self.answer_column = answer_column
         self.answer_weight = answer_weight
@@ -195,6 +218,7 @@ class ProcessReward:
         self.reward_if_malformed = reward_if_malformed
         self.__name__ = name  # TRL names the logged metric after it
         self._last_batch: tuple | None = None
+        self._has_warned_of_no_answers = False
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str | list[dict]], **kwargs
@@ -215,11 +239,13 @@ class ProcessReward:
         judgements = self.judge(prompts, completions)
         scores = [self._score(judgement) for judgement in judgements]
         log_metric, log_extra = kwargs.get("log_metric"), kwargs.get("log_extra")
-        outcomes = None
+        outcomes, has_reference = None, []
         if self.combine is not None or (log_metric is not None and self.answer_column in kwargs):
             outcomes = self._outcomes(completions, kwargs)
+            references = kwargs[self.answer_column]
+            has_reference = [readable_reference(reference, self.answer_how) is not None for reference in references]
         if log_metric is not None:
-            metrics = batch_metrics(judgements, scores, outcomes, self._malformed_reasons)
+            metrics = batch_metrics(judgements, scores, outcomes, self._malformed_reasons, has_reference)
             for name, value in metrics.items():
                 log_metric(f"{self.__name__}/{name}", value)
         if log_extra is not None:
@@ -238,6 +264,8 @@ class ProcessReward:
             "combine": self.combine and [self.combine, self.answer_column, self.answer_weight],
             "guards": self.guards.settings,
             "reward_if_malformed": self.reward_if_malformed,
+            "prompt_as": None if self.prompt_as == "auto" else self.prompt_as,
+            "prompt_kind": getattr(self.prm, "prompt_kind", None),
         }
         return {
             "name": self.__name__,
@@ -282,6 +310,8 @@ class ProcessReward:
             if completions is last_completions and contents == last_contents:
                 return judgements
         judgements = [self.examine(prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
+        if judgements and all(judgement.malformed == "no_answer" for judgement in judgements):
+            self._warn_of_no_answers(len(judgements))
         well_formed = [i for i, judgement in enumerate(judgements) if judgement.malformed is None]
         scored = self._scores(
             [prompts[i] for i in well_formed], [[step.text for step in judgements[i].steps] for i in well_formed]
@@ -309,13 +339,29 @@ class ProcessReward:
         malformed = None
         if not steps:
             malformed = "no_step"
-        elif self._needs_answer and extract_answer(text, self.answer_how) is None:
+        elif self._has_no_answer(text):
             malformed = "no_answer"
         elif (violation := self.guards.violation(texts)) is not None:
             malformed = violation
         elif self.is_well_formed is not None and not self.is_well_formed(prompt, texts):
             malformed = "not_well_formed"
         return Judgement(steps, malformed=malformed)
+
+    def _has_no_answer(self, text: str) -> bool:
+        if self.require_answer and marked_answer(text, self.answer_how) is None:
+            return True
+        return self.combine is not None and extract_answer(text, self.answer_how) is None
+
+    def _warn_of_no_answers(self, num_completions: int) -> None:
+        if not self._has_warned_of_no_answers:
+            self._has_warned_of_no_answers = True
+            logger.warning(
+                "None of %d completions has an answer that `answer_how=%r` can read: all are malformed. If they do "
+                "answer, name their convention in `answer_how`, tell the policy in its prompt how to mark an answer "
+                "(such as \\boxed{}), or set `require_answer=False`.",
+                num_completions,
+                self.answer_how,
+            )
 
     @property
     def _needs_answer(self) -> bool:
@@ -329,7 +375,11 @@ class ProcessReward:
 
     def _scores(self, prompts: list[Prompt], steps: list[list[str]]) -> list[list[float] | str]:
         """Step scores, or the reason why there are none."""
-        options = {"batch_size": self.batch_size, "none_if_too_long": True}
+        options: dict = {"batch_size": self.batch_size, "none_if_too_long": True}
+        if self.max_tokens_per_batch is not None:
+            options["max_tokens_per_batch"] = self.max_tokens_per_batch
+        if self.prompt_as != "auto":
+            options["prompt_as"] = self.prompt_as
         try:
             scored = self.prm.score(prompts, steps, **options)
         except (ValueError, TypeError, TemplateError) as error:
@@ -348,7 +398,8 @@ class ProcessReward:
 
         def refusal(prompt: Prompt, of_completion: list[str]) -> Exception | None:
             try:
-                self.prm.format.encode(self.prm.tokenizer, prompt, of_completion)
+                [read] = self.prm.prompt_reader.read([prompt], self.prompt_as)
+                self.prm.format.encode(self.prm.tokenizer, read, of_completion)
             except (ValueError, TypeError, TemplateError) as refused:
                 return refused
             return None
@@ -478,52 +529,18 @@ def combine_with_outcome(score: float, outcome: float, how: str, answer_weight: 
     return (1 - answer_weight) * score + answer_weight * outcome
 
 
-def process_reward(prompts: Sequence[Prompt], completions: Sequence[str | list[dict]], **kwargs) -> list[float | None]:
-    """
-    A [`ProcessReward`] that is set up by environment variables, for TRL's command line and for trainers that send
-    their reward functions to other processes:
-
-    ```bash
-    TRL_ERPRM_MODEL=outputs/prm trl grpo --reward_funcs trl_erprm.process_reward ...
-    ```
-
-    `TRL_ERPRM_MODEL` names the directory of the process reward model; `TRL_ERPRM_OPTIONS` holds further arguments of
-    [`ProcessReward`] as JSON, for example `{"aggregation": "product", "reward_if_malformed": 0.0}`. The model is
-    loaded at the first call.
-    """
-    return _process_reward_of(os.environ.get(MODEL_VARIABLE), os.environ.get(OPTIONS_VARIABLE))(
-        prompts, completions, **kwargs
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def _process_reward_of(model: str | None, options: str | None) -> ProcessReward:
-    if not model:
-        raise ValueError(
-            f"`trl_erprm.process_reward` needs a process reward model, but {MODEL_VARIABLE} is not set. Set it to the "
-            "directory that `ERPRMTrainer` saved."
-        )
-    try:
-        arguments = json.loads(options or "{}")
-        if not isinstance(arguments, dict):
-            raise TypeError(f"it is a {type(arguments).__name__}")
-        return ProcessReward(model, **arguments)
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{OPTIONS_VARIABLE} must hold arguments of `ProcessReward` as a JSON object, got {options!r}: {error}. "
-            """For example '{"aggregation": "product"}'."""
-        ) from error
-
-
-def _load(prm, device, dtype) -> ProcessRewardModel:
-    options = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+def _load(prm, prompt_as: PromptReading, **options) -> ProcessRewardModel:
+    """The process reward model; `options` of `from_pretrained`, those aside that are left to their defaults."""
+    options = {name: value for name, value in options.items() if value not in (None, "auto")}
     if isinstance(prm, str | os.PathLike):
-        return ProcessRewardModel.from_pretrained(prm, **options)
-    if options:
+        prm = ProcessRewardModel.from_pretrained(prm, **options)
+    elif options:
         raise ValueError(
             f"`{next(iter(options))}` says how a model is loaded, but `prm` is loaded already. Give `prm` as a "
             "directory, or give this to `ProcessRewardModel.from_pretrained`."
         )
+    if isinstance(prm, ProcessRewardModel):
+        prm.prompt_reader.check(prompt_as)  # now, not after the first completions are sampled
     return prm
 
 

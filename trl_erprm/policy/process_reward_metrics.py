@@ -18,6 +18,7 @@ def batch_metrics(
     scores: Sequence[float | None],
     outcomes: Sequence[float | None] | None,
     malformed_reasons: Sequence[str],
+    has_reference: Sequence[bool] = (),
 ) -> dict[str, float]:
     """
     Metrics of one batch, defined in the docstring of [`ProcessReward`]. What is not defined in this batch (a
@@ -29,9 +30,12 @@ def batch_metrics(
         scores (`Sequence[float | None]`):
             The aggregated score of each, before it is combined with an outcome.
         outcomes (`Sequence[float | None]`, *optional*):
-            Outcome of each; `None` as a whole where no reference answers are at hand.
+            Outcome of each, `None` where there is none; `None` as a whole where no reference answers are at hand.
         malformed_reasons (`Sequence[str]`):
             The reasons that can occur: each is logged also where its share is 0, for means over batches.
+        has_reference (`Sequence[bool]`, *optional*):
+            With outcomes, whether the row of each has a reference answer that can be read. Without an outcome, such a
+            completion counts as wrong: else fewer readable answers would make the accuracy rise.
 
     Returns:
         `dict[str, float]`: value by name, without the reward's own name.
@@ -61,12 +65,12 @@ def batch_metrics(
     for reason in ("too_long", "not_encodable"):
         metrics[f"unscored/{reason}"] = _mean([j.unscored == reason for j in judgements])
     if outcomes is not None:
-        known = [outcome for outcome in outcomes if outcome is not None]
-        if known:
-            metrics["accuracy"] = _mean(known)
-        both = [i for i in scored if outcomes[i] is not None]
+        answerable = [i for i, has_one in enumerate(has_reference) if has_one]
+        if answerable:
+            metrics["accuracy"] = _mean([outcomes[i] or 0.0 for i in answerable])
+        both = [scores[i] for i in scored if has_reference[i]]
         if both:
-            metrics["gap_to_accuracy"] = _mean([scores[i] - outcomes[i] for i in both])
+            metrics["gap_to_accuracy"] = _mean(both) - metrics["accuracy"]
         is_open = [o is None and j.malformed is None for o, j in zip(outcomes, judgements, strict=True)]
         metrics["unverified"] = _mean(is_open)
     return metrics

@@ -38,22 +38,22 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from ..arguments import load_tokenizer, result_arguments
-from ..manifest import content_hash, open_run, write_atomically
+from ..manifest import content_hash, last_checkpoint, open_run, write_atomically
 from ..rollout.engine import Prefix, SamplingOptions
 from ..rollout.transformers_engine import TransformersEngine
+from ..trained_weights import warn_of_lost_updates
 from .rft_config import RFTConfig
 from .rft_evaluation import best_iteration, check_prompts, drift_metrics, held_out_metrics, token_sums
 from .rft_generation import VLLMPolicyEngine, plan_chunks, sample_record
 from .rft_run import Records, remove_directory, training_rows, write_selection
 from .rft_scoring import RewardFunction, Scorers
-from .rft_training import FilledRandomSampler, LossMeter, last_checkpoint, with_fillers
+from .rft_training import FilledRandomSampler, LossMeter, with_fillers
 from .rft_weights import POLICY_ADAPTER, fingerprint, load_weights, split_weights, whole_weights
+from .trained_weights import start_policy
 
 logger = get_logger(__name__)
 
-# How many processes share a step, and what they share it by, change no result: the whole batch does.
-_BATCH_ARGUMENTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
-_NOT_IN_RESULTS = (*_BATCH_ARGUMENTS, "keep_models", "keep_samples", "deepspeed", "fsdp", "fsdp_config")
+_NOT_IN_RESULTS = ("keep_models", "keep_samples")  # besides those of any trainer
 
 
 class RFTTrainer(SFTTrainer):
@@ -77,7 +77,7 @@ class RFTTrainer(SFTTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
+            The policy. Of a directory that holds an adapter, the adapter is trained on, without a `peft_config`.
         reward_funcs (`Callable` or `list[Callable]`):
             Reward functions in TRL's protocol. Of several, the rewards are added, each with its weight
             (`reward_weights`); a completion to which one of them gives `None` is not selected.
@@ -147,12 +147,10 @@ class RFTTrainer(SFTTrainer):
                 "`early_stopping_patience` looks at the accuracy on held-out prompts, got no `eval_dataset`. Give one."
             )
         self.prompt_dataset, self.held_out_dataset = train_dataset, eval_dataset
+        model, processing_class = start_policy(model, processing_class, args, peft_config, quantization_config)
         if processing_class is None and isinstance(model, str):
-            processing_class = load_tokenizer(
-                model,
-                revision=(args.model_init_kwargs or {}).get("revision"),
-                trust_remote_code=args.trust_remote_code,
-            )
+            revision = (args.model_init_kwargs or {}).get("revision")
+            processing_class = load_tokenizer(model, revision=revision, trust_remote_code=args.trust_remote_code)
         self._loss_meter = LossMeter()
         self._step_offset = 0  # optimizer steps of the iterations before
         set_seed(args.seed)  # an adapter's first weights are drawn in the parent
@@ -170,6 +168,7 @@ class RFTTrainer(SFTTrainer):
                 "`carry_optimizer` works with one process and with DDP; DeepSpeed and FSDP split the optimizer's "
                 "state. Leave it off there."
             )
+        warn_of_lost_updates(self.model, self.accelerator)
         self.completion_only_loss = True  # selected rows are prompt and completion
         self.scorers.tokenizer = self.processing_class
         # The iteration whose weights the model holds; 0 is the start, None stands for half-trained weights.
@@ -580,13 +579,11 @@ class RFTTrainer(SFTTrainer):
         if self.held_out_dataset is not None:
             held_out = content_hash(list(self.held_out_dataset["prompt"]), list(self.held_out_dataset["answer"]))
         arguments = result_arguments(self.args)
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return {
             "model": self._start_fingerprint,
             "reward_funcs": self.scorers.identity,
             "prompts": content_hash(list(self.prompt_dataset["prompt"])),
             "held_out_prompts": held_out,
-            "train_batch_size": batch * self.accelerator.num_processes,
             "arguments": {name: value for name, value in arguments.items() if name not in _NOT_IN_RESULTS},
         }
 

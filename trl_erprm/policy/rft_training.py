@@ -38,12 +38,6 @@ class LossMeter(TrainerCallback, ExportableState):
         self.total = torch.tensor(total, dtype=torch.float64)
 
 
-def last_checkpoint(directory: Path) -> str | None:
-    """The last checkpoint that was written whole; the trainer writes its state last."""
-    found = [path for path in directory.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
 def with_fillers(rows: Dataset, num_fillers: int) -> Dataset:
     """
     Adds copies of the first row without a token to learn, behind the others.

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..arguments import load_tokenizer
 from ..prm.formats import format_of_checkpoint, read_saved_format
+from ..prm.prompts import trained_prompts
 from ..prm.scorer import ProcessRewardModel
 from .rft_weights import POLICY_ADAPTER
 
@@ -79,8 +80,9 @@ def share_base(policy: PeftModel, prm_path: str | os.PathLike, max_length: int |
         )
     policy.load_adapter(path, adapter_name=PRM_ADAPTER, is_trainable=False)
     policy.set_adapter(POLICY_ADAPTER)
-    eta = (saved or {}).get("eta")
-    return ProcessRewardModel(AdapterView(policy, PRM_ADAPTER), load_tokenizer(path), prm_format, eta, max_length)
+    eta, trained_on = (saved or {}).get("eta"), trained_prompts(saved, prm_format)
+    view = AdapterView(policy, PRM_ADAPTER)
+    return ProcessRewardModel(view, load_tokenizer(path), prm_format, eta, max_length, *trained_on)
 
 
 def _config_of(policy: PeftModel) -> Any:

@@ -9,7 +9,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig
 
 from ..choices import check_choice
-from .advantages import ADVANTAGE_ESTIMATORS, STEP_REWARD_SHAPINGS
+from .advantages import ADVANTAGE_ESTIMATORS, REWARD_SCALINGS, STEP_REWARD_SHAPINGS
 
 PER_TOKEN_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 """Losses of GRPOTrainer that multiply each token by its own advantage (tests/policy/test_step_grpo_trainer.py)."""
@@ -41,7 +41,9 @@ class StepGRPOConfig(GRPOConfig):
             steps. They come from `reward_funcs` with `reward_weights`, as ever. `None`: 1 where there is another
             reward function beside the process reward, else 0.
         step_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the advantages of the steps.
+            Weight of the advantages of the steps. Those of `"reward_to_go"` are scaled as `scale_rewards` says, like
+            GRPOTrainer's own; those of `"min_form"` and `"soft_advantage"` are in units of a score, whatever it says
+            (`docs/step-grpo.md` has a table).
         step_reward_shaping (`list[str]`, *optional*, defaults to `[]`):
             With `"reward_to_go"`: `"clip"` and `"delta"` (arXiv 2410.15115), applied in the order given.
         clip_threshold (`float`, *optional*, defaults to `0.5`):
@@ -49,9 +51,10 @@ class StepGRPOConfig(GRPOConfig):
             default is the middle of their range.
         min_form_temperature (`float`, *optional*, defaults to `0.1`):
             Temperature of the soft minimum of `"min_form"` (PURE's).
-        eta (`float`, *optional*, defaults to `1.0`):
-            With `"soft_advantage"`: the entropy parameter that the process reward model was trained with
-            (`LabelingConfig.eta`, whose default this is). The advantages then go with `beta = 1 / eta`.
+        eta (`float`, *optional*):
+            With `"soft_advantage"`: the entropy parameter that the process reward model was trained with. `None`: the
+            one that it was saved with (`ProcessRewardModel.eta`), which another value must not contradict. The
+            advantages go with `beta = 1 / eta`.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.GRPOConfig`]:
@@ -72,13 +75,16 @@ class StepGRPOConfig(GRPOConfig):
     )
     clip_threshold: float = field(default=0.5, metadata={"help": "Score above which 'clip' gives a step 0."})
     min_form_temperature: float = field(default=0.1, metadata={"help": "Temperature of the soft minimum."})
-    eta: float = field(default=1.0, metadata={"help": "Entropy parameter of the process reward model."})
+    eta: float | None = field(
+        default=None, metadata={"help": "Entropy parameter of the process reward model; None: as it was saved."}
+    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = is_torch_bf16_gpu_available()
         super().__post_init__()
         check_choice("advantage_estimator", self.advantage_estimator, ADVANTAGE_ESTIMATORS)
+        check_choice("scale_rewards", self.scale_rewards, REWARD_SCALINGS)
         for name in self.step_reward_shaping:
             check_choice("step_reward_shaping", name, STEP_REWARD_SHAPINGS)
         if self.step_reward_shaping and self.advantage_estimator != "reward_to_go":
@@ -86,7 +92,7 @@ class StepGRPOConfig(GRPOConfig):
                 f"`step_reward_shaping` {self.step_reward_shaping} shapes the rewards that 'reward_to_go' adds up; "
                 f"'{self.advantage_estimator}' adds up none. Leave it out, or set advantage_estimator='reward_to_go'."
             )
-        if math.isnan(self.eta):
+        if self.eta is not None and math.isnan(self.eta):
             raise ValueError("`eta` must be finite or one of inf, -inf, got nan.")
         if not (math.isfinite(self.min_form_temperature) and self.min_form_temperature > 0):
             raise ValueError(

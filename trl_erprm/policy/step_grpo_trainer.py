@@ -1,9 +1,10 @@
 """[`StepGRPOTrainer`]: GRPO with an advantage for each step instead of one for the whole completion.
 
-Two methods of [`~trl.GRPOTrainer`] are overridden, and both call their parent: `_calculate_rewards`, to see the
-completions as text, and `_generate_and_score_completions`, to put advantages of shape (B, T) in the place of those of
-shape (B,), which the loss takes alike. Sampling, vLLM, rewards, reference model and loss are the parent's.
-`tests/test_trl_seams.py` holds both against the installed TRL.
+Three methods of [`~trl.GRPOTrainer`] are overridden, and all call their parent: `_calculate_rewards`, to see the
+completions as text, `_generate_and_score_completions`, to put advantages of shape (B, T) in the place of those of
+shape (B,), which the loss takes alike, and `_get_train_sampler`, so that a resumed run meets the prompts in its order.
+Sampling, vLLM, rewards, reference model and loss are the parent's. `tests/test_trl_seams.py` holds each against the
+installed TRL.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..steps import Step
+from ..trained_weights import warn_of_lost_updates
 from .advantages import (
     advantages_per_token,
     clip_step_rewards,
@@ -28,8 +30,10 @@ from .advantages import (
     soft_advantages,
 )
 from .process_reward import Judgement, ProcessReward, completion_text
+from .prompt_order import EpochSampler
 from .step_grpo_config import StepGRPOConfig
 from .step_tokens import completion_step_indices
+from .trained_weights import start_policy
 
 logger = get_logger(__name__)
 
@@ -49,7 +53,7 @@ class StepGRPOTrainer(GRPOTrainer):
 
     trainer = StepGRPOTrainer(
         model="outputs/policy",
-        reward_funcs=ProcessReward("outputs/prm"),
+        reward_funcs=ProcessReward("outputs/prm", reward_if_malformed=0.0),  # not to answer is no way out
         args=StepGRPOConfig("outputs/step-grpo", advantage_estimator="reward_to_go"),
         train_dataset=prompts,  # column `prompt`
     )
@@ -58,7 +62,7 @@ class StepGRPOTrainer(GRPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
+            The policy. Of a directory that holds an adapter, the adapter is trained on, without a `peft_config`.
         reward_funcs (`Callable` or `list[Callable]`):
             Reward functions in TRL's protocol, exactly one of them a [`ProcessReward`].
         args ([`StepGRPOConfig`], *optional*):
@@ -98,12 +102,21 @@ class StepGRPOTrainer(GRPOTrainer):
         if self.outcome_weight is None:
             self.outcome_weight = 1.0 if len(functions) > 1 else 0.0
         self._judged: tuple | None = None
+        self.eta: float | None = None
+        if args.advantage_estimator == "soft_advantage":
+            self.eta = _eta_of(args.eta, getattr(self.process_reward.prm, "eta", None))
+        adapters = kwargs.get("peft_config"), kwargs.get("quantization_config")
+        model, kwargs["processing_class"] = start_policy(model, kwargs.get("processing_class"), args, *adapters)
         super().__init__(model, functions, args=args, **kwargs)
-        if args.advantage_estimator == "soft_advantage" and not _goes_with(args.beta, args.eta):
+        warn_of_lost_updates(self.model, self.accelerator)
+        if self.eta is not None and not _goes_with(args.beta, self.eta):
             logger.warning(
-                f"'soft_advantage' is the best policy's log-ratio where `beta` is 1 / eta = {_inverse(args.eta):g}; "
-                f"here `beta` is {args.beta:g}, so the policy is pulled {_direction(args.beta, args.eta)}."
+                f"'soft_advantage' is the best policy's log-ratio where `beta` is 1 / eta = {_inverse(self.eta):g}; "
+                f"here `beta` is {args.beta:g}, so the policy is pulled {_direction(args.beta, self.eta)}."
             )
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -167,19 +180,34 @@ class StepGRPOTrainer(GRPOTrainer):
         if args.advantage_estimator == "min_form":
             return min_form_advantages(scores, num_generations, args.min_form_temperature)
         if args.advantage_estimator == "soft_advantage":
-            return soft_advantages(scores, num_generations, args.eta)
+            return soft_advantages(scores, num_generations, self.eta)
         rewards = scores
         for shaping in args.step_reward_shaping:
             rewards = (
                 clip_step_rewards(rewards, args.clip_threshold) if shaping == "clip" else delta_step_rewards(rewards)
             )
-        return reward_to_go_advantages(rewards, num_generations)
+        return reward_to_go_advantages(rewards, num_generations, self.scale_rewards)
 
     def _log_share(self, name: str, count: int, total: int) -> None:
         counts = self.accelerator.gather(torch.tensor([[count, total]], device=self.accelerator.device)).sum(0)
         if counts[1] > 0:
             mode = "train" if self.model.training else "eval"
             self._metrics[mode][name].append((counts[0] / counts[1]).item())
+
+
+def _eta_of(given: float | None, saved: float | None) -> float:
+    """The entropy parameter of the scores: as configured, or as the process reward model was saved with."""
+    if given is None and saved is None:
+        raise ValueError(
+            "`eta` must be given for 'soft_advantage' with this process reward model, which was saved without one (it "
+            "was trained on labels as they were). Set `eta` to the value that made its labels."
+        )
+    if given is not None and saved is not None and given != saved and not math.isclose(given, saved, rel_tol=1e-6):
+        raise ValueError(
+            f"`eta` is {given:g}, but the process reward model was trained with eta = {saved:g}, which its scores are "
+            "values of. Leave `eta` out."
+        )
+    return saved if given is None else given
 
 
 def _inverse(eta: float) -> float:

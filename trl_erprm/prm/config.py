@@ -31,7 +31,7 @@ class ERPRMConfig(RewardConfig):
             `None` takes the format's, or `"token_classification"`.
         num_labels (`int`, *optional*):
             Labels of the token-classification head: 1 (sigmoid) or 2 (softmax, as in TRL <= 1.13). `None` takes the
-            format's (2 for `"qwen2.5-math-prm"`), or 1.
+            format's (2 for `"qwen2.5-math-prm"`), or 1. A causal head has two label tokens and no `num_labels`.
         format (`str`, *optional*):
             Name of the [`PRMFormat`] that lays out a solution: `"trl"`, `"math-shepherd"`, `"er-prm"`, `"rlhflow"`,
             `"qwen2.5-math-prm"` or `"skywork-o1"`. `None` takes the checkpoint's own, where the model is a process
@@ -56,7 +56,8 @@ class ERPRMConfig(RewardConfig):
         eta (`float`, *optional*):
             Entropy parameter. Rows with `num_correct` and `num_rollouts` are labelled with it,
             V_eta = (1/eta) log E exp(eta r), whatever `labels` they hold. `0` gives soft labels (the mean), `inf`
-            hard ones. `None`: the `labels` column is used as it is.
+            hard ones. `None`: the `labels` column is used as it is, and was made with the eta that the column `eta`
+            holds, which the labeler writes.
         loss_type (`str`, *optional*, defaults to `"soft_cross_entropy"`):
             `"soft_cross_entropy"` (the paper's) or `"mse"` (mean squared error of the score).
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
@@ -144,9 +145,22 @@ class ERPRMConfig(RewardConfig):
                 "`center_rewards_coefficient` belongs to reward models of preference pairs and has no meaning for "
                 f"step labels, got {self.center_rewards_coefficient}. Leave it out."
             )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` must be 0, got {self.label_smoothing_factor}: labels are used as they are, "
+                "and may lie anywhere in [0, 1]. Write the labels that you want to train on into `labels`."
+            )
         format = self.build_format()
-        if self.num_labels is None:
+        self._check_num_labels()
+        if self.num_labels is None and self.head == "token_classification":
             self.num_labels = format.num_labels or 1
+
+    def _check_num_labels(self) -> None:
+        if self.head == "causal_lm" and self.num_labels is not None:
+            raise ValueError(
+                f"`num_labels` belongs to `head='token_classification'`, got {self.num_labels} with "
+                "`head='causal_lm'`, whose labels are `positive_token` and `negative_token`. Leave `num_labels` out."
+            )
 
     @property
     def num_labels_is_given(self) -> bool:
@@ -170,8 +184,10 @@ class ERPRMConfig(RewardConfig):
                 f"{of_checkpoint.head!r}, but `head` is {head!r}. Leave `head` out to go on training it, or name the "
                 "`format` that it shall have from now on."
             )
-        self.head = of_checkpoint.head
-        self.num_labels = num_labels or of_checkpoint.num_labels or 1
+        self.head, self.num_labels = of_checkpoint.head, num_labels
+        self._check_num_labels()
+        if self.head == "token_classification":
+            self.num_labels = num_labels or of_checkpoint.num_labels or 1
         changes = {name: getattr(self, name) for name in FORMAT_OVERRIDES if getattr(self, name) is not None}
         return replace(of_checkpoint, **changes)
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..arguments import check_path_or_id
 from ..choices import check_choice
+from .public_models import PUBLIC_MODELS, public_model_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -417,7 +418,8 @@ def _name_probe(i: int) -> str:
     return f"Between steps that end with {_STEP_ENDINGS[end]!r} and begin with {_STEP_BEGINNINGS[begin]!r}, "
 
 
-def _check_solution(prompt: Prompt, steps: Sequence[str]) -> None:
+def check_prompt(prompt: Prompt) -> None:
+    """Raises a `ValueError` where a prompt is neither a text nor chat messages."""
     if not isinstance(prompt, str):
         for message in prompt if isinstance(prompt, list) else [prompt]:
             if not isinstance(message, dict) or not {"role", "content"} <= set(message):
@@ -425,6 +427,10 @@ def _check_solution(prompt: Prompt, steps: Sequence[str]) -> None:
                     "The prompt must be a text or a list of messages with `role` and `content`, got "
                     f"{message!r}. Write it as [{{'role': 'user', 'content': text}}]."
                 )
+
+
+def _check_solution(prompt: Prompt, steps: Sequence[str]) -> None:
+    check_prompt(prompt)
     if isinstance(steps, str):
         raise ValueError(
             f"The steps must be a list of texts, got the text {steps[:40]!r}. Split it first, for example with "
@@ -516,19 +522,6 @@ DEFAULT_FORMATS = {"token_classification": TRL_TOKEN_CLASSIFICATION, "causal_lm"
 """The format that a head gets where none is named. For `causal_lm` it is Math-Shepherd's rather than ER-PRM's own,
 which differs in the newline between steps: with it a tag stands apart from the step behind it in every tokenizer."""
 
-PUBLIC_MODELS = {
-    "trl-lib/Qwen2-0.5B-Reward-Math-Sheperd": "trl",
-    "peiyi9979/math-shepherd-mistral-7b-prm": "math-shepherd",
-    "RLHFlow/Llama3.1-8B-PRM-Mistral-Data": "rlhflow",
-    "RLHFlow/Llama3.1-8B-PRM-Deepseek-Data": "rlhflow",
-    "Qwen/Qwen2.5-Math-PRM-7B": "qwen2.5-math-prm",
-    "Qwen/Qwen2.5-Math-PRM-72B": "qwen2.5-math-prm",
-    "Qwen/Qwen2.5-Math-7B-PRM800K": "qwen2.5-math-prm",
-    "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B": "skywork-o1",
-    "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B": "skywork-o1",
-}
-"""Formats of published models, by their id on the Hub; a model from elsewhere names its format."""
-
 
 def read_saved_format(path: str | os.PathLike, **hub_arguments) -> dict | None:
     """The content of a checkpoint's `prm_format.json`, from a directory or, for a model id, the Hub; or `None`."""
@@ -545,12 +538,12 @@ def read_saved_format(path: str | os.PathLike, **hub_arguments) -> dict | None:
 
 
 def format_of_checkpoint(path: str | os.PathLike, saved: dict | None) -> PRMFormat | None:
-    """The format of a checkpoint that says what it is: by what it has saved, else by its id in [`PUBLIC_MODELS`]."""
+    """The format of a checkpoint that says what it is: by what it has saved, else as a copy of a published model
+    ([`public_model_of`])."""
     if saved is not None:
         return PRMFormat.from_dict(saved)
-    public = {model_id.lower(): name for model_id, name in PUBLIC_MODELS.items()}  # the Hub ignores case as well
-    name = public.get(str(path).lower())
-    return None if name is None else FORMATS[name]
+    model_id = public_model_of(path)
+    return None if model_id is None else FORMATS[PUBLIC_MODELS[model_id]]
 
 
 def load_format(name_or_format: str | PRMFormat | None, head: str = "token_classification") -> PRMFormat:

@@ -152,7 +152,8 @@ def load_prm(
         sizes = (f"{name} of {tuple(held)} for {tuple(asked)}" for name, held, asked in info["mismatched_keys"])
         raise ValueError(
             f"The format {format.name!r} reads weights of other sizes than {str(path)!r} holds "
-            f"({', '.join(sorted(sizes))}). Name the format and the `num_labels` that the model was trained with."
+            f"({', '.join(sorted(sizes))}). Name the format and the `num_labels` that the model was trained with"
+            + ("." if head_must_be_trained else ", or give it a new head with `ignore_mismatched_sizes=True`.")
         )
     if head_must_be_trained or format.head == "causal_lm":  # a language model's own head is never a new one
         missing = sorted(name for name in info["missing_keys"] if name.startswith(_HEAD_NAMES))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from ..arguments import load_tokenizer, process_state
@@ -22,6 +24,7 @@ from ..steps import step_texts
 from .attention import is_causal
 from .formats import (
     FORMAT_FILE,
+    FORMATS,
     EncodedSolution,
     PRMFormat,
     Prompt,
@@ -31,6 +34,7 @@ from .formats import (
 )
 from .heads import load_prm, step_log_odds
 from .prefix_sharing import PrefixCache, cut_batches, pass_cost_on, plan_sharing, why_not_shareable, windows
+from .prompts import PromptKind, PromptReader, PromptReading, trained_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,9 @@ class ProcessRewardModel:
             [`success_probability`] turns them into probabilities.
         max_length (`int`, *optional*):
             Longest input in tokens. `None` takes the model's context window.
+        prompt_kind (`str`, *optional*), prompt_ending (`str`, *optional*, defaults to `""`):
+            The kind of prompt that the model was trained on, `"text"` or `"chat"`, `None` where it is not known; and
+            the white space that these texts end with ([`TrainedPrompts`]).
 
     Raises:
         `ValueError`: where the tokenizer cannot carry the format ([`PRMFormat.check_tokenizer`]).
@@ -76,9 +83,12 @@ class ProcessRewardModel:
         format: PRMFormat | str,
         eta: float | None = None,
         max_length: int | None = None,
+        prompt_kind: PromptKind | None = None,
+        prompt_ending: str = "",
     ):
         self.format = load_format(format)
         self.format.check_tokenizer(tokenizer)
+        self.prompt_reader = PromptReader(self.format, tokenizer, prompt_kind, prompt_ending)
         self.model = model.eval()
         self._lock = threading.Lock()  # a pass tells the head where to look, so two threads cannot pass at once
         self.tokenizer = tokenizer
@@ -104,13 +114,15 @@ class ProcessRewardModel:
 
         Args:
             path (`str` or `os.PathLike`):
-                Directory that [`ERPRMTrainer`] saved, the id of a model in [`PUBLIC_MODELS`], or any other model with
-                its `format`.
+                Directory that [`ERPRMTrainer`] saved, the id of a model in [`PUBLIC_MODELS`] or a local copy of it
+                ([`public_model_of`]), or any other model with its `format`.
             format ([`PRMFormat`] or `str`, *optional*):
                 Layout, or its name. `None` reads `prm_format.json` in the checkpoint, then looks into
                 [`PUBLIC_MODELS`].
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-                Precision of the weights; `"auto"` is that of the checkpoint.
+                Precision of the weights. `"auto"` is that of the checkpoint, but bfloat16 for float32 weights on a GPU
+                that computes in it: our trainer saves float32, in which a model of 7B takes 28 GB beside the policy.
+                Its scores are then up to 0.025 from float32's (see [`score`]), which `"float32"` gives.
             device (`str` or `torch.device`, *optional*):
                 Where the model goes. `None`: the accelerator where there is one, under `accelerate launch` each
                 process's own, else the CPU.
@@ -129,24 +141,30 @@ class ProcessRewardModel:
         hub_arguments = {name: model_init_kwargs[name] for name in _HUB_ARGUMENTS if name in model_init_kwargs}
         saved = read_saved_format(path, **hub_arguments)
         resolved = _resolve_format(path, format, saved)
-        saved = saved or {}
         if device is None and "device_map" not in model_init_kwargs:
             device = process_state().device
         if device is not None and model_init_kwargs.get("quantization_config") is not None:
             model_init_kwargs.setdefault("device_map", {"": device})  # quantized as it is loaded, so loaded there
-        model_init_kwargs.setdefault("num_labels", saved.get("num_labels"))
+        model_init_kwargs.setdefault("num_labels", (saved or {}).get("num_labels"))
+        dtype_of = functools.partial(_precision, dtype, device, model_init_kwargs)
         with loaded_whole():
-            model = _load_model(path, resolved, hub_arguments, dtype=dtype, **model_init_kwargs)
+            model = _load_model(path, resolved, hub_arguments, dtype_of, **model_init_kwargs)
         if device is not None and not getattr(model, "is_quantized", False):
             model = model.to(device)
         trust_remote_code = model_init_kwargs.get("trust_remote_code", False)
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, **hub_arguments)
-        return cls(model, tokenizer, resolved, eta=saved.get("eta"), max_length=max_length)
+        trained_on = trained_prompts(saved, resolved)
+        return cls(model, tokenizer, resolved, (saved or {}).get("eta"), max_length, *trained_on)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def prompt_kind(self) -> PromptKind | None:
+        """`"text"` or `"chat"`, the kind of prompt that the model was trained on; `None` where it is not known."""
+        return self.prompt_reader.prompt_kind
 
     @torch.no_grad()
     def score(
@@ -159,6 +177,7 @@ class ProcessRewardModel:
         none_if_too_long: bool = False,
         share_prompts: bool | None = None,
         split_between_processes: bool = False,
+        prompt_as: PromptReading = "auto",
     ) -> list[list[float] | None]:
         """
         Scores every step of every solution.
@@ -186,6 +205,9 @@ class ProcessRewardModel:
                 Under `accelerate launch`: `True` where every process is given the same solutions; each then scores its
                 share, and all get all scores. The default leaves each process to what it is given, since in
                 reinforcement learning every process has solutions of its own.
+            prompt_as (`str`, *optional*, defaults to `"auto"`):
+                `"chat"`: chats are laid out as they are. `"problem"`: of chats only the text of the user's last
+                message. `"auto"`: as the model was trained ([`PromptReader.read`]).
 
         Returns:
             `list[list[float]]`: scores in [0, 1], as many a solution as it has steps, in the order given. They do not
@@ -194,14 +216,15 @@ class ProcessRewardModel:
 
         Raises:
             `ValueError`: for unequal numbers of prompts and solutions, an empty prompt or step, a tag that merges with
-            its neighbours, and a solution that does not fit into `max_length`, each naming the solution; and for
-            `share_prompts=True` with a model that cannot.
+            its neighbours, and a solution that does not fit into `max_length`, each naming the solution; for a chat
+            without a problem, or that no template can lay out; and for `share_prompts=True` with a model that cannot.
         """
         if len(prompts) != len(steps):
             raise ValueError(f"Got {len(prompts)} prompts, but {len(steps)} solutions. Give one prompt a solution.")
         for name, value in (("batch_size", batch_size), ("max_tokens_per_batch", max_tokens_per_batch)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        prompts = self.prompt_reader.read(prompts, prompt_as)
         obstacle = why_not_shareable(self.model)
         if share_prompts and obstacle:
             raise ValueError(f"This model cannot share prompts: {obstacle}. Leave `share_prompts` to its default.")
@@ -310,6 +333,22 @@ def _split_between_processes(scores_of, indices: Sequence[int]) -> dict[int, lis
     return {i: of_solution for share, _, _ in shares for i, of_solution in share.items()}
 
 
+def resolve_format(path: str | os.PathLike, format: PRMFormat | str | None = None, **hub_arguments: Any) -> PRMFormat:
+    """
+    The format in which a model will be read, without loading it: whether it can be is known before a long run.
+
+    Args:
+        path (`str` or `os.PathLike`), format ([`PRMFormat`] or `str`, *optional*):
+            As for [`ProcessRewardModel.from_pretrained`].
+        **hub_arguments:
+            `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: as [`ProcessRewardModel.from_pretrained`], where the format is not known.
+    """
+    return _resolve_format(str(path), format, read_saved_format(path, **hub_arguments))
+
+
 def _resolve_format(path: str, format: PRMFormat | str | None, saved: dict | None) -> PRMFormat:
     if format is not None:
         return load_format(format)
@@ -319,8 +358,34 @@ def _resolve_format(path: str, format: PRMFormat | str | None, saved: dict | Non
     raise ValueError(
         f"{path!r} is not a process reward model of trl-erprm: it has no {FORMAT_FILE}"
         + (f" (it holds {', '.join(held) or 'nothing'})" if held is not None else " that could be read")
-        + ". Give the directory that `ERPRMTrainer` saved, or, for a model from elsewhere, its `format`."
+        + ", and its name is not that of a published model. Give the directory that `ERPRMTrainer` saved or, for a "
+        "model from elsewhere, its `format` (in the recipes and the hacking report `--prm_format`), one of "
+        f"{', '.join(map(repr, FORMATS))}."
     )
+
+
+def _precision(
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    model_init_kwargs: Mapping[str, Any],
+    path: str,
+    **hub_arguments,
+) -> str | torch.dtype:
+    """The precision in which the weights in `path` are loaded; `"auto"` as [`ProcessRewardModel.from_pretrained`]."""
+    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if dtype not in ("auto", None) or not on_gpu or not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "auto" if dtype is None else dtype
+    trust_remote_code = model_init_kwargs.get("trust_remote_code", False)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub_arguments)
+    is_quantized = "quantization_config" in model_init_kwargs or hasattr(config, "quantization_config")
+    if is_quantized or config.dtype not in (torch.float32, None):
+        return "auto"
+    if process_state().is_main_process:
+        logger.warning(
+            f"The process reward model {path!r} is loaded in bfloat16, half of what it would take in float32. Give "
+            "`dtype='float32'` for its full precision."
+        )
+    return torch.bfloat16
 
 
 @contextmanager
@@ -339,10 +404,13 @@ def loaded_whole() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = config
 
 
-def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_kwargs) -> nn.Module:
+def _load_model(
+    path: str, format: PRMFormat, hub_arguments: dict, dtype_of: Callable, **model_init_kwargs
+) -> nn.Module:
     """The model with its trained head; of an adapter, the base model with the adapter on top."""
     if find_adapter_config_file(path, **hub_arguments) is None:
-        return load_prm(path, format, head_must_be_trained=True, **model_init_kwargs)
+        dtype = dtype_of(path, **hub_arguments)
+        return load_prm(path, format, head_must_be_trained=True, dtype=dtype, **model_init_kwargs)
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
@@ -353,10 +421,11 @@ def _load_model(path: str, format: PRMFormat, hub_arguments: dict, **model_init_
     model_init_kwargs.pop("revision", None)  # it was the adapter's
     if config.revision is not None:
         model_init_kwargs["revision"] = config.revision
+    base_path = config.base_model_name_or_path
+    of_base = {**hub_arguments, "revision": config.revision}
     try:
-        base = load_prm(
-            config.base_model_name_or_path, format, head_must_be_trained=not brings_head, **model_init_kwargs
-        )
+        dtype = dtype_of(base_path, **of_base)
+        base = load_prm(base_path, format, head_must_be_trained=not brings_head, dtype=dtype, **model_init_kwargs)
     except ValueError as error:
         if brings_head:
             raise

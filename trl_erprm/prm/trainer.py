@@ -39,14 +39,18 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from ..arguments import load_tokenizer
+from ..data import check_eta_of_labels, eta_of_labels
+from ..trained_weights import check_adapter_of_model
 from .attention import is_causal, use_packed_attention, why_not_padding_free
 from .collator import StepDataCollator
 from .config import ERPRMConfig
 from .dataset import ENCODED_COLUMNS, OPTIONAL_COLUMNS, encode_dataset, label_rows, step_weighting
 from .formats import PRMFormat, format_of_checkpoint, read_saved_format
-from .heads import load_prm, step_log_odds
+from .heads import step_log_odds
 from .metrics import auroc, brier_score, calibration_error, first_error_f1, step_accuracy
 from .model_card import add_to_model_card
+from .prompts import prompts_of_dataset, trained_prompts
+from .trained_weights import load_prm_to_train, prepare_trained_weights
 
 logger = get_logger(__name__)
 
@@ -75,7 +79,7 @@ class ERPRMTrainer(RewardTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train: a path or id, loaded with the head that `args.head` names, or a loaded model that has this
-            head.
+            head. Of a directory that holds an adapter, the adapter is trained on, without a `peft_config`.
         args ([`ERPRMConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -110,6 +114,10 @@ class ERPRMTrainer(RewardTrainer):
     After a resume, the first log covers the steps since the resume. In evaluation every solution counts once; only of
     a streaming dataset on several processes, those that fill up the last batch count twice, as transformers cannot
     tell them from the others.
+
+    `eta` is the eta of the labels that are trained on: `args.eta`, or, where labels are used as they are, what the
+    rows' column `eta` says; `None` if that is not known. It is saved with the format, and by it the scorer's users
+    turn scores into probabilities.
 
     What these solutions do not determine (a ranking without a bad step) is not logged. With `compute_metrics`, its
     predictions and labels are arrays of solutions x steps, -100 where a step has no label.
@@ -152,10 +160,12 @@ class ERPRMTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = ERPRMConfig(f"{(name or 'model').split('/')[-1]}-ER-PRM")
-        of_checkpoint = None
+        of_checkpoint = saved = None
         if isinstance(model, str):
-            of_checkpoint = format_of_checkpoint(model, read_saved_format(model))
+            saved = read_saved_format(model)
+            of_checkpoint = format_of_checkpoint(model, saved)
         self.format: PRMFormat = args.resolve_format(of_checkpoint)
+        self.trained_prompts = trained_prompts(saved, of_checkpoint)  # until there are rows to train on
 
         set_seed(args.seed)  # before the model is made: a new head is drawn at random
         if isinstance(model, str):
@@ -165,9 +175,10 @@ class ERPRMTrainer(RewardTrainer):
                     revision=(args.model_init_kwargs or {}).get("revision"),
                     trust_remote_code=args.trust_remote_code,
                 )
-            model = self._load_model(model, self.format, args, quantization_config)
+            model = load_prm_to_train(model, self.format, args, quantization_config, peft_config)
         elif processing_class is None:
             processing_class = load_tokenizer(get_config_model_id(model.config))
+        check_adapter_of_model(model, peft_config)
         self._check_head(model, args)
         self.format.check_tokenizer(processing_class)
         self.label_token_ids = self.format.label_token_ids(processing_class) if args.head == "causal_lm" else None
@@ -175,6 +186,7 @@ class ERPRMTrainer(RewardTrainer):
         self._is_causal = is_causal(model)
         self.padding_free = self._use_padding_free(model, args)
         self._train_dataset_is_prepared = False
+        self.eta: float | None = args.eta
         # Scores, labels, losses and outcomes of the solutions since the last log.
         self._records: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
 
@@ -213,22 +225,8 @@ class ERPRMTrainer(RewardTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
-        if getattr(model, "is_loaded_in_4bit", False) and not args.bf16:
-            # RewardTrainer makes what is trained beside quantized weights bfloat16, which needs autocast around it.
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
-
-    @staticmethod
-    def _load_model(path: str, format: PRMFormat, args: ERPRMConfig, quantization_config: Any) -> PreTrainedModel:
-        model_init_kwargs = dict(args.model_init_kwargs or {})
-        quantization_config = quantization_config or model_init_kwargs.pop("quantization_config", None)
-        if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
-            model_init_kwargs["device_map"] = None  # "auto" would spread one copy over the processes' devices
-        model_init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        if quantization_config is not None:
-            model_init_kwargs["quantization_config"] = quantization_config
-        return load_prm(path, format, args.num_labels, **model_init_kwargs)
+        is_new = peft_config is not None
+        prepare_trained_weights(self.model, self.accelerator, args.learning_rate, has_new_adapter=is_new)
 
     @staticmethod
     def _check_head(model: PreTrainedModel, args: ERPRMConfig) -> None:
@@ -242,6 +240,12 @@ class ERPRMTrainer(RewardTrainer):
                 )
             if not args.num_labels_is_given and base.config.num_labels in (1, 2):
                 args.num_labels = base.config.num_labels
+            if base.config.num_labels not in (1, 2):
+                raise ValueError(
+                    f"The model must have 1 label (sigmoid) or 2 (softmax) to score steps, got {name} with "
+                    f"{base.config.num_labels}. Load it with `num_labels=1` and `ignore_mismatched_sizes=True`, which "
+                    "puts a new head in the place of the one it has."
+                )
             if base.config.num_labels != args.num_labels:
                 raise ValueError(
                     f"The model has {base.config.num_labels} labels, but `num_labels` is {args.num_labels}. Set "
@@ -288,6 +292,10 @@ class ERPRMTrainer(RewardTrainer):
                 f"The {dataset_name} dataset has rollout counts and no `labels`. Set `eta` to label it from them (0 "
                 "for soft labels, inf for hard ones)."
             )
+        if is_train:
+            self.trained_prompts = prompts_of_dataset(dataset)
+        if not from_counts:
+            dataset = self._note_eta(dataset, dataset_name, is_train)
         with args.main_process_first(local=False, desc=f"preparing the {dataset_name} dataset"):
             if from_counts:
                 of_map = {"num_proc": args.dataset_num_proc, "desc": f"Labelling {dataset_name} dataset"}
@@ -313,6 +321,35 @@ class ERPRMTrainer(RewardTrainer):
                 last_step_only=args.train_on_last_step_only and is_train,
                 weights_of=weights_of,
             )
+
+    def _note_eta(self, dataset, dataset_name, is_train):
+        """Keeps the eta of labels that are used as they are; returns the dataset, its rows checked to have one eta."""
+        columns = get_dataset_column_names(dataset)
+        eta = eta_of_labels(dataset, dataset_name) if "eta" in columns else None
+        if eta is None and {"num_correct", "num_rollouts"} <= set(columns):
+            logger.warning(
+                f"The {dataset_name} dataset has rollout counts and `labels`, but does not say with which eta these "
+                "were made, so no eta is saved with the model, and its scores are taken for probabilities. Label the "
+                "rows anew with `eta` (0 for soft labels, inf for hard ones), or add it as the column `eta`."
+            )
+        if is_train:
+            self.eta = eta
+            if eta is not None:
+                logger.info(f"The labels of the {dataset_name} dataset were made with eta {eta:g}.")
+        elif eta is not None and eta != self.eta:
+            trained_on = "labels of no known eta" if self.eta is None else f"labels made with eta {self.eta:g}"
+            logger.warning(
+                f"The labels of the {dataset_name} dataset were made with eta {eta:g}, but the model is trained on "
+                f"{trained_on}: its metrics compare two kinds of labels. Label both with one `eta`."
+            )
+        if "eta" in columns and not isinstance(dataset, Dataset):
+
+            def check(row: dict) -> dict:
+                check_eta_of_labels(row, eta, dataset_name)
+                return row
+
+            dataset = dataset.map(check)
+        return dataset
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -431,7 +468,7 @@ class ERPRMTrainer(RewardTrainer):
         model_id = self.hub_model_id or self.args.output_dir
         args = self.args
         text = add_to_model_card(
-            card.read_text("utf-8"), model_id, self.format, args.num_labels, args.eta, args.loss_type
+            card.read_text("utf-8"), model_id, self.format, args.num_labels, self.eta, args.loss_type
         )
         card.write_text(text, "utf-8")
 
@@ -447,7 +484,9 @@ class ERPRMTrainer(RewardTrainer):
         for directory in directories:
             self.format.save(
                 directory,
-                eta=self.args.eta,
+                prompt_kind=self.trained_prompts.kind,
+                prompt_ending=self.trained_prompts.ending,
+                eta=self.eta,
                 num_labels=self.args.num_labels if self.args.head == "token_classification" else None,
             )
 

@@ -172,7 +172,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 def open_run(output_dir: str | os.PathLike, config: Mapping[str, Any], kind: str) -> bool:
     """Claims a directory for a run, or finds that it already belongs to this run.
 
-    Call it in one process only, before anything else writes to the directory.
+    One process claims the directory, before anything else writes to it. Others may call this once it is claimed.
 
     Args:
         output_dir (`str` or `os.PathLike`):

@@ -236,3 +236,22 @@ def test_docs_show_the_runs_of_the_recipe(quickstart):
     for run in quickstart.details:
         accuracy = runs[f"seed {run['seed']}"]["prm"]["accuracy"]
         assert [row["accuracy"] for row in run["ppo"]] == pytest.approx(accuracy, abs=0.06)  # one decimal
+
+
+def test_docs_show_how_long_the_small_study_takes():
+    [time] = found("study_small", "wall time with 2 processes").values()
+    assert time.unit == "min" and time.value < 15
+    assert f"takes {time.value:.0f} minutes to run in two processes" in prose("docs/study.md")
+
+
+def test_docs_tell_what_the_study_measured():
+    """The differences that the text names, beside the tables, which are written from the same units."""
+    text = prose("docs/study.md")
+    by_min = found("study", "best of 64, min: difference")
+    assert f"its gain of {by_min['`er-2`, default'].value:.1f} points cannot be told from none" in text
+    [moved] = re.findall(r"moves best of 64 by ([\d.]+) points by `min`", text)
+    assert float(moved) == pytest.approx(by_min["`soft-again`, default"].value, abs=0.0501)
+    costs = [-by_min[f"`er-{eta}`, long"].value for eta in ("0.5", "1", "2", "5")]
+    assert (
+        "costs: {:.0f} points of best of 64 at eta = 0.5, {:.0f} at 1, {:.0f} at 2, {:.0f} at 5".format(*costs) in text
+    )

@@ -232,7 +232,7 @@ def test_every_unit_runs_on_the_device(on_gpu, monkeypatch):
     assert prm["max_length"] == rft["max_length"] == on_gpu.max_length("hard")
     assert rft["generation_batch_size"] == devices.BATCH_SIZES["cuda"].generation
     assert pool == "cuda"
-    assert scorer == {"device": "cuda"}
+    assert scorer == {"device": "cuda", "dtype": "float32"}
     monkeypatch.setattr(policies, "ProcessReward", ask)
     with pytest.raises(Asked):
         policies._process_reward(on_gpu, unit)

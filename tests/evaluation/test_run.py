@@ -215,9 +215,14 @@ class TestSearch:
         assert policy.asked == [] and right[0].accuracy != points[0].accuracy
         assert self.search(run(answer_how="boxed"), policy, PRM())[0].accuracy.mean == 0
         assert self.search(run(), policy, PRM(), budgets=[12])[0].tokens > points[1].tokens and policy.asked
-        for changes in ({"aggregation": "last"}, {"options": SamplingOptions(9)}):
-            with pytest.raises(ValueError, match="search'? holds another run"):
-                self.search(run(), Policy(fails_after=0), PRM(), **changes)
+
+    @pytest.mark.parametrize("changes", [{"aggregation": "last"}, {"options": SamplingOptions(9)}])
+    def test_another_search_is_in_no_ones_way(self, run, changes):
+        points, policy = self.search(run(), Policy(), PRM()), Policy()
+        others = self.search(run(), policy, PRM(), **changes)
+        assert policy.asked
+        again = Policy(fails_after=0)
+        assert (self.search(run(), again, PRM()), self.search(run(), again, PRM(), **changes)) == (points, others)
 
 
 class TestProcesses:

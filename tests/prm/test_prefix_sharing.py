@@ -152,7 +152,7 @@ class TestScores:
         prm = ProcessRewardModel.from_pretrained(checkpoints["one_label"])
         prm.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}#{% endfor %}"
         prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-        _, shared = check_sharing_changes_nothing(prm, prompts=prompts)
+        _, shared = check_sharing_changes_nothing(prm, prompts=prompts, prompt_as="chat")
         assert (1, count_tokens(LONG + "#")) in shared
 
     def test_in_many_windows(self, checkpoints, monkeypatch):

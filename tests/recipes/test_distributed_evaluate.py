@@ -31,7 +31,8 @@ def test_two_processes_come_to_what_one_does(recipes, tiny_policy, prm, tmp_path
     completed = launch("ddp", RECIPES / "evaluate.py", *arguments, "--output_dir", tmp_path / "ddp")
     assert completed.stdout.count("Report: ") == 1
     recipes["evaluate"].main([*arguments, "--output_dir", str(tmp_path / "one")])
-    for kind in ("candidates", "scores/er/scored", "search/found"):
+    [search] = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one" / "search").iterdir()]
+    for kind in ("candidates", "scores/er/scored", f"{search}/found"):
         shares = [read_jsonl(tmp_path / "ddp" / f"{kind}-{i}.jsonl") for i in range(2)]
         assert all(shares) and sum(map(len, shares)) == len(read_jsonl(tmp_path / "one" / f"{kind}-0.jsonl"))
     candidates, alone = (read_jsonl(tmp_path / name / "candidates.jsonl") for name in ("ddp", "one"))

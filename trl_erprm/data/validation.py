@@ -136,7 +136,8 @@ def check_eta_of_labels(row: Row, eta: float | None, name: str = "train") -> Non
         raise ValueError(
             f"The labels of the {name} dataset must be made with one eta, got rows with {shown[0]} and with "
             f"{shown[1]} in the column `eta`: their labels have two meanings. Set `eta`, so that all rows are "
-            "labelled anew from their counts, or leave the rows of one of the two out."
+            "labelled anew from their counts, leave the rows of one of the two out, or remove the column `eta`: the "
+            "labels are then used as they are."
         )
 
 

@@ -7,7 +7,8 @@
       scores/NAME/manifest.json             which process reward model
       scores/NAME/scored-<process>.jsonl    step scores, a line a solution, as they are computed
       scores/NAME/step_scores.jsonl         the same in the order of the candidates
-      search/found-<process>.jsonl          what beam search and DVTS chose, a line a problem and search
+      search/HASH/manifest.json             which model, aggregation and options a search has
+      search/HASH/found-<process>.jsonl     what beam search and DVTS chose, a line a problem and search
 
 What was sampled does not depend on how it is read: another `answer_how` or `split_how`, or other reference answers,
 are no other run. The candidates are then read anew, and those scored that are new by it.
@@ -228,11 +229,12 @@ class EvaluationRun:
             `list[CurvePoint]`: as [`search_curve`], the same in every process.
 
         Raises:
-            `ValueError`: as [`search_curve`], and if the directory holds another search.
+            `ValueError`: as [`search_curve`].
         """
-        directory = self.output_dir / "search"
         how = {"aggregation": aggregation, "split_how": self.split_how}
-        self._claim(directory, {**_identity(prm), **how, "settings": asdict(options)}, "search")
+        identity = {**_identity(prm), **how, "settings": asdict(options)}
+        directory = self.output_dir / "search" / content_hash(identity)[:16]  # one for each: none is in another's way
+        self._claim(directory, identity, "search")
         searcher = RecordedSearch(engine, prm, SharedRecords(directory, self.process), self.problems_per_chunk)
         points = []
         for method in SEARCH_METHODS:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,6 +230,21 @@ def test_a_new_adapter_beside_a_stored_one(adapter, tmp_path, monkeypatch):
     merged, _ = load_policy(ModelArguments(model_name_or_path="./merged", **options))
     input_ids = torch.tensor([[2, 3, 4]])
     torch.testing.assert_close(merged(input_ids).logits, adapted(input_ids).logits)
+
+
+@pytest.mark.parametrize("task_type, is_accepted", [(None, True), ("CAUSAL_LM", True), ("TOKEN_CLS", False)])
+def test_an_adapter_of_another_kind_of_model(adapter, task_type, is_accepted):
+    path, adapted = adapter
+    config = Path(path, "adapter_config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "task_type": task_type}))
+    if is_accepted:
+        input_ids = torch.tensor([[2, 3, 4]])
+        loaded, _ = load_policy(ModelArguments(model_name_or_path=path))
+        torch.testing.assert_close(loaded(input_ids).logits, adapted(input_ids).logits)
+        return
+    for use_peft in (False, True):
+        with pytest.raises(ValueError, match=r"must hold the adapter of a causal .* \(TOKEN_CLS\), such"):
+            load_policy(ModelArguments(model_name_or_path=path, use_peft=use_peft))
 
 
 def test_an_adapter_whose_base_model_is_gone(adapter, policy_path):

@@ -14,6 +14,7 @@ from tests.golden import trl_1_13 as golden
 from trl_erprm import ERPRMConfig, ERPRMTrainer, ProcessRewardModel
 from trl_erprm.compat import PRMConfig, PRMTrainer, compute_accuracy
 from trl_erprm.prm.collator import StepDataCollator
+from trl_erprm.prm.prompts import TrainedPrompts
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,20 @@ class TestCheckpoints:
         card = (tmp_path / "README.md").read_text("utf-8")
         assert "trained with PRM, a method introduced in [Solving math word problems" in card
         assert "uesato2022solving" in card and "zhang2024entropy" not in card
+
+    @pytest.mark.parametrize("ending", ["", "\n"])
+    def test_the_prompts_that_it_was_trained_on(self, ending, tmp_path):
+        rows = [{**row, "prompt": row["prompt"].rstrip() + ending} for row in golden.TRAIN_ROWS]
+        other = [{**row, "prompt": row["prompt"].rstrip() + " "} for row in golden.EVAL_ROWS]
+        trainer = build(tmp_path / "prm", rows, other)
+        assert trainer.trained_prompts == TrainedPrompts("text", ending)  # of the training set
+        trainer.save_model()
+        reader = ProcessRewardModel.from_pretrained(tmp_path / "prm").prompt_reader
+        assert (reader.prompt_kind, reader.prompt_ending) == ("text", ending)
+        # Token ids do not say it: it is that of what was loaded.
+        more = build(tmp_path / "more", tokenized(), model=str(tmp_path / "prm"))
+        assert more.trained_prompts == TrainedPrompts("text", ending)
+        assert build(tmp_path / "new", tokenized()).trained_prompts == TrainedPrompts()
 
     def test_of_old_trl(self, tmp_path):
         """TRL saved a token classifier and its tokenizer, and nothing of ours."""

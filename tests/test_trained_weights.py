@@ -73,10 +73,22 @@ class TestModelWithAdapter:
 
     def test_loaded_by_transformers(self, adapter):
         model = AutoModelForCausalLM.from_pretrained(adapter)
-        with pytest.raises(ValueError, match="loaded together with an adapter, .* Give the adapter's path"):
+        with pytest.raises(ValueError, match="leaves frozen: no weight would be trained. Give the adapter's path"):
             check_adapter_of_model(model, None)
         with pytest.raises(ValueError, match="has an adapter already"):
             check_adapter_of_model(model, LoraConfig(**LORA))
+
+    def test_added_by_transformers(self, base):
+        """Unlike a loaded one, it is there to be trained."""
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.add_adapter(LoraConfig(**LORA))
+        assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+        check_adapter_of_model(model, None)
+        with pytest.raises(ValueError, match="has an adapter already"):
+            check_adapter_of_model(model, LoraConfig(**LORA))
+        model.requires_grad_(False)
+        with pytest.raises(ValueError, match="leaves frozen: no weight would be trained"):
+            check_adapter_of_model(model, None)
 
     def test_frozen(self, base, adapter):
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)

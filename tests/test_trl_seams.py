@@ -47,6 +47,7 @@ OVERRIDDEN = {
         "save_model": ["self", "output_dir", "_internal_call"],
     },
     StepGRPOTrainer: {
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
         "_get_train_sampler": ["self", "dataset"],
         "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
         "_generate_and_score_completions": ["self", "inputs"],

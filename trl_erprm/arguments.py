@@ -23,6 +23,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl_erprm.data import load_rows, to_prompt_rows
 from trl_erprm.parsing import StrictParser
 from trl_erprm.trained_weights import (
+    check_adapter_of_policy,
     find_adapter,
     lines_to_merge_policy,
     load_adapter_to_train,
@@ -294,8 +295,8 @@ def load_policy(
 
     Raises:
         FileNotFoundError: if a local path does not exist, that of an adapter's base model included.
-        ValueError: if no model is named, a directory holds no model or another kind of model, weights are missing, or
-            `use_peft` asks for a new adapter beside a stored one.
+        ValueError: if no model is named, a directory holds no model or another kind of model, weights are missing, an
+            adapter is one of another kind of model, or `use_peft` asks for a new adapter beside a stored one.
     """
     name = check_model_name(model_args)
     is_local, is_adapter = _check_model_path(name)
@@ -309,6 +310,7 @@ def load_policy(
     tokenizer = load_tokenizer(name, **where)
     adapter, whole = find_adapter(name, revision=model_args.model_revision), name
     if adapter is not None:
+        check_adapter_of_policy(name, adapter)
         whole = adapter.base_model_name_or_path
         if model_args.use_peft:
             raise new_adapter_error(name, "use_peft", lines_to_merge_policy(name, whole))

@@ -46,6 +46,7 @@ from .prm.collator import StepDataCollator
 from .prm.config import ERPRMConfig
 from .prm.dataset import ENCODED_COLUMNS
 from .prm.formats import FORMAT_OVERRIDES, PRMFormat
+from .prm.prompts import prompts_of_dataset
 from .prm.trainer import ERPRMTrainer
 
 __all__ = ["PRMConfig", "PRMTrainer", "compute_accuracy"]
@@ -327,6 +328,8 @@ class PRMTrainer(ERPRMTrainer):
             dataset = self._note_eta(dataset, dataset_name, is_train)
             options = None
             if "input_ids" not in columns:
+                if is_train:
+                    self.trained_prompts = prompts_of_dataset(dataset)
                 options = {
                     "tokenizer": processing_class,
                     "step_separator": args.step_separator,

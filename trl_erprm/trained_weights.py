@@ -91,6 +91,38 @@ def load_adapter_to_train(base: PreTrainedModel, path: str | os.PathLike, **kwar
     )
 
 
+def check_adapter_of_policy(path: str | os.PathLike, adapter: PeftConfig) -> None:
+    """
+    Checks that a stored adapter is one of a causal language model, as a policy is.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Where the adapter is.
+        adapter ([`~peft.PeftConfig`]):
+            Its configuration ([`find_adapter`]). One that names no task is taken as it is.
+
+    Raises:
+        `ValueError`: where it names another task: its head would be left out.
+
+    Example:
+
+    ```python
+    >>> check_adapter_of_policy("outputs/policy-lora", PeftConfig(task_type="CAUSAL_LM"))
+    >>> check_adapter_of_policy("outputs/prm-lora", PeftConfig(task_type="TOKEN_CLS"))
+    Traceback (most recent call last):
+        ...
+    ValueError: 'outputs/prm-lora' must hold the adapter of a causal language model (task_type CAUSAL_LM), but...
+
+    ```
+    """
+    if adapter.task_type not in (None, "CAUSAL_LM"):
+        task_type = getattr(adapter.task_type, "value", adapter.task_type)
+        raise ValueError(
+            f"{str(path)!r} must hold the adapter of a causal language model (task_type CAUSAL_LM), but is one of "
+            f"another kind of model ({task_type}), such as a process reward model. Give the path of a policy."
+        )
+
+
 def new_adapter_error(path: str | os.PathLike, is_asked_by: str, merge: str) -> ValueError:
     """
     The error where a directory holds an adapter, and a new one is asked for.
@@ -144,17 +176,18 @@ def check_adapter_of_model(model: str | nn.Module, peft_config: PeftConfig | Non
             "would take its place. Leave `peft_config` out to go on training the adapter it has. For a new one, merge "
             "the old one first: save `model.merge_and_unload()`, and give the path of what was saved."
         )
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return
     if is_in_place:
         raise ValueError(
-            f"The model ({type(model).__name__}) was loaded together with an adapter, which transformers does not "
-            "train. Give the adapter's path, or load it with `PeftModel.from_pretrained(base, path, "
-            "is_trainable=True)`."
+            f"The model ({type(model).__name__}) was loaded together with an adapter, which transformers leaves "
+            "frozen: no weight would be trained. Give the adapter's path, or load it with "
+            "`PeftModel.from_pretrained(base, path, is_trainable=True)`."
         )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            f"The adapter of the model ({type(model).__name__}) is frozen: no weight would be trained. Load it with "
-            "`PeftModel.from_pretrained(base, path, is_trainable=True)`, or give its path."
-        )
+    raise ValueError(
+        f"The adapter of the model ({type(model).__name__}) is frozen: no weight would be trained. Load it with "
+        "`PeftModel.from_pretrained(base, path, is_trainable=True)`, or give its path."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

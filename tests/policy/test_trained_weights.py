@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, Trainer
 
 from tests.policy.rft_runs import is_right, rft_config
 from tests.tiny import QUIET
@@ -116,8 +116,60 @@ class TestStoredAdapter:
     @TRAINERS
     def test_loaded_to_look_at(self, adapter, build, trainer):
         policy = AutoModelForCausalLM.from_pretrained(adapter[0])
-        with pytest.raises(ValueError, match="was loaded together with an adapter, which transformers does not train"):
+        with pytest.raises(ValueError, match="was loaded together with an adapter, which transformers leaves frozen"):
             build(trainer, policy, processing_class=load_tokenizer(adapter[0]))
+
+    @pytest.mark.parametrize("trainer", [StepGRPOTrainer, ProcessPPOTrainer])
+    def test_added_by_transformers(self, tiny_policy, build, tmp_path, trainer):
+        """It is trained, alone, and what is saved is what was trained."""
+        policy = AutoModelForCausalLM.from_pretrained(tiny_policy[1])
+        policy.add_adapter(LoraConfig(**LORA))
+        trainer = build(trainer, policy, processing_class=load_tokenizer(tiny_policy[1]))
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+        moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+        assert moved == {name for name in before if "lora_" in name}
+        trainer.save_model(str(tmp_path / "saved"))
+        again = load_policy(ModelArguments(model_name_or_path=str(tmp_path / "saved")))[0]
+        torch.testing.assert_close(again(IDS).logits, trainer.model.eval()(IDS).logits)
+
+    def test_added_by_transformers_for_rft(self, tiny_policy, build):
+        """Its iterations load the policy again, which is refused before the first and not after it."""
+        policy = AutoModelForCausalLM.from_pretrained(tiny_policy[1])
+        policy.add_adapter(LoraConfig(**LORA))
+        with pytest.raises(ValueError, match="cannot where the adapter is inside of the model .* `peft_config`, or a"):
+            build(RFTTrainer, policy, processing_class=load_tokenizer(tiny_policy[1]))
+
+    @TRAINERS
+    def test_of_another_kind_of_model(self, tiny_policy, build, tmp_path, trainer):
+        """A process reward model's head would be left out."""
+        prm = AutoModelForTokenClassification.from_pretrained(tiny_policy[1], num_labels=1)
+        get_peft_model(prm, LoraConfig(**{**LORA, "task_type": "TOKEN_CLS"})).save_pretrained(tmp_path / "prm")
+        load_tokenizer(tiny_policy[1]).save_pretrained(tmp_path / "prm")
+        with pytest.raises(ValueError, match=r"prm' must hold the adapter of a causal .* \(TOKEN_CLS\), such"):
+            build(trainer, str(tmp_path / "prm"))
+
+    @pytest.mark.parametrize("trainer", [StepGRPOTrainer, ProcessPPOTrainer])
+    @pytest.mark.parametrize("loaded", ["all", "folders"])
+    def test_resumed_beside_the_reference(self, adapter, build, tmp_path, monkeypatch, trainer, loaded):
+        """Both adapters are the checkpoint's, also where transformers loads only those that lie in folders."""
+
+        def load_folders_only(self, resume_from_checkpoint, model=None):
+            self.model.load_adapter(f"{resume_from_checkpoint}/ref", "ref", is_trainable=False)
+            self.model.set_adapter("default")
+
+        whole = build(trainer, adapter[0], max_steps=4, save_strategy="steps", save_steps=2)
+        whole.train()
+        checkpoint = tmp_path / "run" / "checkpoint-2"
+        assert (checkpoint / "ref" / "adapter_model.safetensors").is_file()
+        if loaded == "folders":
+            monkeypatch.setattr(Trainer, "_load_from_checkpoint", load_folders_only)
+        resumed = build(trainer, adapter[0], output="resumed", max_steps=4)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        expected = dict(whole.model.named_parameters())
+        for name, parameter in resumed.model.named_parameters():
+            assert torch.equal(parameter, expected[name]), name
+            assert parameter.requires_grad is expected[name].requires_grad is (".default." in name)
 
     @TRAINERS
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -134,3 +186,12 @@ def test_a_stored_adapter_also_begins_the_critic(adapter, build):
     body = critic.model(IDS).last_hidden_state
     torch.testing.assert_close(body, policy.base_model.model.model(IDS).last_hidden_state, rtol=1e-4, atol=1e-4)
     assert not hasattr(critic, "peft_config") and all(p.requires_grad for p in critic.parameters())
+
+
+def test_an_adapter_inside_of_a_model_made_in_memory_begins_no_critic(tiny_policy, build):
+    """Whose weights have other names beside an adapter: the critic's would stay random."""
+    policy = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_policy[1]))
+    policy.config._name_or_path = ""
+    policy.add_adapter(LoraConfig(**LORA))
+    with pytest.raises(ValueError, match="the policy was made in memory and has adapters already"):
+        build(ProcessPPOTrainer, policy, processing_class=load_tokenizer(tiny_policy[1]), beta=0.0)

@@ -83,12 +83,27 @@ class TestRead:
         assert of_chats.score([CHAT], [STEPS])[0] != pytest.approx(expected[0], abs=1e-4)
 
     def test_the_ending_that_it_was_trained_with(self):
-        """A chat has no line break before the solution; a text that is given as text is left as it is."""
-        tokenizer = byte_level_tokenizer()
+        """A chat has no line break before the solution, and neither has a text from elsewhere."""
+        tokenizer = byte_level_tokenizer(template=LLAMA_TEMPLATE)
         reader = PromptReader(formats.FORMATS["trl"], tokenizer, "text", prompt_ending="\n")
         with_break = [{"role": "user", "content": "3 + 4?\n"}]
-        assert reader.read([CHAT, with_break, "3 + 4?"]) == ["What is 3 + 4?\n", "3 + 4?\n", "3 + 4?"]
+        for prompt_as in ("auto", "problem"):
+            read = reader.read([CHAT, with_break, "3 + 4?", "3 + 4?\n", "3 + 4? "], prompt_as)
+            assert read == ["What is 3 + 4?\n", "3 + 4?\n", "3 + 4?\n", "3 + 4?\n", "3 + 4? "]
+            assert reader.read(read, prompt_as) == read
         assert reader.read([CHAT], "chat") == [CHAT]
+        assert reader.read(["3 + 4?"], "chat") == [[{"role": "user", "content": "3 + 4?"}]]
+
+    def test_a_problem_has_one_score(self):
+        tokenizer = byte_level_tokenizer()
+        prm = ProcessRewardModel(model_of(tokenizer), tokenizer, "er-prm", prompt_kind="text", prompt_ending="\n")
+        text, line, chat, glued = prm.score(
+            ["What is 3 + 4?", "What is 3 + 4?\n", CHAT, "What is 3 + 4? "], [STEPS] * 4
+        )
+        assert text == pytest.approx(line, abs=1e-5) and chat == pytest.approx(line, abs=1e-5)
+        assert glued != pytest.approx(line, abs=1e-4)  # the ending does move the scores of this model
+        with pytest.raises(ValueError, match="empty"):
+            prm.score([""], [STEPS])
 
     def test_content_blocks(self):
         blocks = [{"type": "image"}, {"type": "text", "text": "3 + "}, {"type": "text", "text": "4?"}]
@@ -181,7 +196,9 @@ class TestPublishedFormats:
     @pytest.mark.parametrize("name", list(formats.FORMATS))
     def test_a_chat_is_laid_out_as_the_card_shows_a_problem(self, name):
         template = CHATML_TEMPLATE if name.startswith("qwen") else LLAMA_TEMPLATE
-        reader = make_reader(name, trained_prompts(None, formats.FORMATS[name]).kind, template)
+        kinds = {trained_prompts(None, model_id).kind for model_id, of in formats.PUBLIC_MODELS.items() if of == name}
+        assert kinds == ({"text"} if name != "er-prm" else set())  # no id of a model in that layout is known
+        reader = make_reader(name, "text", template)
         [read] = reader.read([CHAT])
         text = reader.format.render(read, STEPS, reader.tokenizer)
         assert "pirate" not in text
@@ -189,14 +206,28 @@ class TestPublishedFormats:
         if name.startswith("qwen"):  # its own system prompt stands there instead
             assert text.startswith("<|im_start|>system\nPlease reason step by step, and put your final answer within")
 
-    def test_a_format_of_ones_own_says_nothing(self):
-        own = formats.PRMFormat(name="own", head="token_classification", step_tag="#")
-        assert trained_prompts(None, own) == trained_prompts(None, None) == TrainedPrompts()
-        assert trained_prompts({"format_version": 2}, formats.FORMATS["trl"]) == TrainedPrompts()  # ours, but older
+    def test_other_models_say_nothing(self, tmp_path):
+        assert trained_prompts(None, tmp_path) == trained_prompts(None, None) == TrainedPrompts()
+        assert trained_prompts({"format_version": 2}, tmp_path) == TrainedPrompts()  # ours, but older
+
+    def test_ones_own_model_in_a_published_format(self, tmp_path, caplog):
+        """The format says how it is laid out, not what it was trained on; a copy of the published model does."""
+        for name, kind in (("mine", None), ("math-shepherd-mistral-7b-prm", "text")):
+            tokenizer = byte_level_tokenizer()
+            model_of(tokenizer).save_pretrained(tmp_path / name)
+            tokenizer.save_pretrained(tmp_path / name)
+            prm = ProcessRewardModel.from_pretrained(tmp_path / name, format="math-shepherd")
+            assert prm.prompt_kind == kind
+            assert not caplog.records  # its format was named: there is nothing to recognize
+            assert prm.prompt_reader.read([CHAT]) == ["What is 3 + 4?" if kind == "text" else CHAT]
+            [record] = caplog.records
+            expected = "problems as text" if kind == "text" else "does not say whether it was trained on text or on"
+            assert expected in record.message and record.levelname == "WARNING"
+            caplog.clear()
 
     def test_a_kind_that_is_none(self):
         with pytest.raises(ValueError, match="`prompt_kind` must be one of 'text', 'chat', got 'texts'. Did you mean"):
-            trained_prompts({"prompt_kind": "texts"}, formats.FORMATS["trl"])
+            trained_prompts({"prompt_kind": "texts"}, "outputs/prm")
 
 
 class TestSaved:

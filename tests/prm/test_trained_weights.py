@@ -4,7 +4,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft.utils import ModulesToSaveWrapper
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.prm.by_hand import ROWS
 from tests.tiny import CAUSAL, HEADS, prm_config, prm_trainer, save_base
@@ -87,6 +88,30 @@ class TestStoredAdapter:
                     peft_config=peft_config,
                 )
 
+    @pytest.mark.parametrize("modules_to_save", [None, ["score"]])
+    def test_added_by_transformers(self, base, tmp_path, caplog, modules_to_save):
+        """It is trained; a head that it leaves as it is would not be saved, which is said."""
+        model = AutoModelForTokenClassification.from_pretrained(base, num_labels=1)
+        model.add_adapter(LoraConfig(**LORA, modules_to_save=modules_to_save))
+        trainer = ERPRMTrainer(
+            model,
+            args=prm_config(tmp_path, max_steps=2, learning_rate=1e-2),
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=load_tokenizer(base),
+        )
+        assert ("The head is not trained beside the adapter" in caplog.text) is (modules_to_save is None)
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        trainer.train()
+        moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+        assert moved == {name for name in before if "lora_" in name or ".modules_to_save.default" in name}
+        trained = scores(trainer)
+        trainer.save_model()
+        if modules_to_save is None:
+            with pytest.raises(ValueError, match="brings no trained head"):
+                ProcessRewardModel.from_pretrained(tmp_path)
+        else:
+            assert scores(ProcessRewardModel.from_pretrained(tmp_path)) == close(trained)
+
     def test_another_number_of_labels(self, adapter, tmp_path):
         prm = ProcessRewardModel.from_pretrained(adapter)
         if prm.format.head == "causal_lm":
@@ -142,6 +167,16 @@ class TestPrecision:
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad:
                 assert torch.equal(parameter, dict(stored.named_parameters())[name]), name
+
+    def test_the_inputs_of_a_stored_head_are_cast_once(self, adapter, tmp_path):
+        heads = [
+            head
+            for module in prm_trainer(adapter, tmp_path, ROWS).model.modules()
+            if isinstance(module, ModulesToSaveWrapper)
+            for head in module.modules_to_save.values()
+        ]
+        assert [len(head._forward_pre_hooks) for head in heads] == [1] * len(heads)
+        assert bool(heads) is (ProcessRewardModel.from_pretrained(adapter).format.head == "token_classification")
 
     @pytest.mark.parametrize(
         "dtype, peft, is_said", [("bfloat16", 0, True), ("float32", 0, False), ("bfloat16", 1, False)]

@@ -187,7 +187,7 @@ def _load_from_policy(policy: nn.Module, model_init_kwargs: dict) -> PreTrainedM
     path = get_config_model_id(base.config)
     if path:
         return _with_merged_adapter(_load_classifier(path, model_init_kwargs), policy)
-    if isinstance(policy, PeftModel):
+    if isinstance(policy, PeftModel) or getattr(policy, "_hf_peft_config_loaded", False):
         raise ValueError(
             "The critic would begin as the policy, but the policy was made in memory and has adapters already. Give "
             "`critic` a directory, or the policy without adapters together with `peft_config`."

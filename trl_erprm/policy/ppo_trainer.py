@@ -52,7 +52,7 @@ from .ppo_config import ProcessPPOConfig
 from .process_reward import ProcessReward, completion_text
 from .prompt_order import EpochSampler
 from .step_tokens import completion_step_ends
-from .trained_weights import start_policy
+from .trained_weights import restore_adapter, start_policy
 
 logger = get_logger(__name__)
 
@@ -263,6 +263,7 @@ class ProcessPPOTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        restore_adapter(self.model, resume_from_checkpoint)
         self._restore_critic(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

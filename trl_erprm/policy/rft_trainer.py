@@ -48,7 +48,7 @@ from .rft_generation import VLLMPolicyEngine, plan_chunks, sample_record
 from .rft_run import Records, remove_directory, training_rows, write_selection
 from .rft_scoring import RewardFunction, Scorers
 from .rft_training import FilledRandomSampler, LossMeter, with_fillers
-from .rft_weights import POLICY_ADAPTER, fingerprint, load_weights, split_weights, whole_weights
+from .rft_weights import POLICY_ADAPTER, check_can_be_loaded, fingerprint, load_weights, split_weights, whole_weights
 from .trained_weights import start_policy
 
 logger = get_logger(__name__)
@@ -148,6 +148,7 @@ class RFTTrainer(SFTTrainer):
             )
         self.prompt_dataset, self.held_out_dataset = train_dataset, eval_dataset
         model, processing_class = start_policy(model, processing_class, args, peft_config, quantization_config)
+        check_can_be_loaded(model)
         if processing_class is None and isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
             processing_class = load_tokenizer(model, revision=revision, trust_remote_code=args.trust_remote_code)

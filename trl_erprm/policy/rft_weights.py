@@ -147,6 +147,16 @@ def fingerprint(model: nn.Module, accelerator: Accelerator) -> str:
     return weights_fingerprint(model)
 
 
+def check_can_be_loaded(model: str | nn.Module) -> None:
+    """Raises `ValueError` for an adapter inside of a transformers model, of which [`load_weights`] has no names."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"RFTTrainer loads the policies of its iterations again, which it cannot where the adapter is inside of "
+            f"the model ({type(model).__name__}), as `add_adapter` of transformers puts it. Give the model without "
+            "an adapter together with `peft_config`, or a PeftModel (`peft.get_peft_model(model, config)`)."
+        )
+
+
 def load_weights(model: nn.Module, directory: str | os.PathLike, accelerator: Accelerator) -> None:
     """
     Puts saved weights into a model in place, whole or split; all processes read the files.

@@ -80,7 +80,7 @@ def share_base(policy: PeftModel, prm_path: str | os.PathLike, max_length: int |
         )
     policy.load_adapter(path, adapter_name=PRM_ADAPTER, is_trainable=False)
     policy.set_adapter(POLICY_ADAPTER)
-    eta, trained_on = (saved or {}).get("eta"), trained_prompts(saved, prm_format)
+    eta, trained_on = (saved or {}).get("eta"), trained_prompts(saved, path)
     view = AdapterView(policy, PRM_ADAPTER)
     return ProcessRewardModel(view, load_tokenizer(path), prm_format, eta, max_length, *trained_on)
 

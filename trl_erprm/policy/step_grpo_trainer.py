@@ -1,10 +1,10 @@
 """[`StepGRPOTrainer`]: GRPO with an advantage for each step instead of one for the whole completion.
 
-Three methods of [`~trl.GRPOTrainer`] are overridden, and all call their parent: `_calculate_rewards`, to see the
+Four methods of [`~trl.GRPOTrainer`] are overridden, and all call their parent: `_calculate_rewards`, to see the
 completions as text, `_generate_and_score_completions`, to put advantages of shape (B, T) in the place of those of
-shape (B,), which the loss takes alike, and `_get_train_sampler`, so that a resumed run meets the prompts in its order.
-Sampling, vLLM, rewards, reference model and loss are the parent's. `tests/test_trl_seams.py` holds each against the
-installed TRL.
+shape (B,), which the loss takes alike, `_get_train_sampler`, so that a resumed run meets the prompts in its order, and
+`_load_from_checkpoint`, so that it goes on with the trained adapter. Sampling, vLLM, rewards, reference model and loss
+are the parent's. `tests/test_trl_seams.py` holds each against the installed TRL.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .process_reward import Judgement, ProcessReward, completion_text
 from .prompt_order import EpochSampler
 from .step_grpo_config import StepGRPOConfig
 from .step_tokens import completion_step_indices
-from .trained_weights import start_policy
+from .trained_weights import restore_adapter, start_policy
 
 logger = get_logger(__name__)
 
@@ -114,6 +114,11 @@ class StepGRPOTrainer(GRPOTrainer):
                 f"'soft_advantage' is the best policy's log-ratio where `beta` is 1 / eta = {_inverse(self.eta):g}; "
                 f"here `beta` is {args.beta:g}, so the policy is pulled {_direction(args.beta, self.eta)}."
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:  # whose weights are in parts by now, and loaded from a file of their own
+            restore_adapter(self.model, resume_from_checkpoint)
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..arguments import check_path_or_id
 from ..choices import check_choice
-from .public_models import PUBLIC_MODELS, public_model_of
+from .public_models import PUBLIC_MODELS, log_recognized, public_model_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -542,8 +542,10 @@ def format_of_checkpoint(path: str | os.PathLike, saved: dict | None) -> PRMForm
     ([`public_model_of`])."""
     if saved is not None:
         return PRMFormat.from_dict(saved)
-    model_id = public_model_of(path)
-    return None if model_id is None else FORMATS[PUBLIC_MODELS[model_id]]
+    if (model_id := public_model_of(path)) is None:
+        return None
+    log_recognized(str(path), model_id)
+    return FORMATS[PUBLIC_MODELS[model_id]]
 
 
 def load_format(name_or_format: str | PRMFormat | None, head: str = "token_classification") -> PRMFormat:

@@ -9,6 +9,7 @@ which kind of prompt it was trained on (`prompt_kind` in `prm_format.json`), and
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..arguments import process_state
 from ..choices import check_choice
-from .formats import FORMATS, PRMFormat, Prompt, check_prompt
+from .formats import PRMFormat, Prompt, check_prompt
+from .public_models import public_model_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,32 +47,46 @@ class TrainedPrompts(NamedTuple):
         kind (`str`, *optional*):
             `"text"` or `"chat"`; `None` where it is not known.
         ending (`str`, *optional*, defaults to `""`):
-            White space that the texts end with, such as the line break before the first step: chat messages lack it.
+            White space that the texts end with, such as the line break before the first step: chat messages and
+            problems from elsewhere lack it.
     """
 
     kind: PromptKind | None = None
     ending: str = ""
 
 
-def trained_prompts(saved: Mapping[str, Any] | None, format: PRMFormat | None) -> TrainedPrompts:
+def trained_prompts(saved: Mapping[str, Any] | None, path: str | os.PathLike | None) -> TrainedPrompts:
     """
     What a model was trained on, by what its checkpoint has saved.
 
-    Published models (those of [`FORMATS`]) bring no such file. All of them were trained on problems as text: their
-    cards show it laid out as text, or as one user message, with no system prompt but the format's own.
+    Published models ([`public_model_of`]) bring no such file. All of them were trained on problems as text: their
+    cards show it laid out as text, or as one user message, with no system prompt but the format's own. Of any other
+    model without the file it is not known, whichever format it is read in.
+
+    Args:
+        saved (`Mapping[str, Any]`, *optional*):
+            Contents of its `prm_format.json`.
+        path (`str` or `os.PathLike`, *optional*):
+            Its directory or id; `None` for a model that was not loaded from one.
+
+    Raises:
+        `ValueError`: for a `prompt_kind` that there is not.
 
     Example:
 
     ```python
-    >>> trained_prompts({"prompt_kind": "text", "prompt_ending": "\\n"}, FORMATS["trl"])
+    >>> trained_prompts({"prompt_kind": "text", "prompt_ending": "\\n"}, "outputs/prm")
     TrainedPrompts(kind='text', ending='\\n')
-    >>> trained_prompts(None, FORMATS["qwen2.5-math-prm"]).kind
+    >>> trained_prompts(None, "Qwen/Qwen2.5-Math-PRM-7B").kind
     'text'
+    >>> trained_prompts(None, "org/own-prm")
+    TrainedPrompts(kind=None, ending='')
 
     ```
     """
     if saved is None:
-        return TrainedPrompts("text" if format in FORMATS.values() else None)
+        is_published = path is not None and public_model_of(path) is not None
+        return TrainedPrompts("text" if is_published else None)
     kind = saved.get("prompt_kind")
     if kind is not None:
         check_choice("prompt_kind", kind, PROMPT_KINDS)
@@ -139,9 +155,10 @@ class PromptReader:
 
     ```python
     >>> from types import SimpleNamespace
+    >>> from trl_erprm.prm.formats import FORMATS
     >>> reader = PromptReader(FORMATS["trl"], SimpleNamespace(chat_template=None), "text", prompt_ending=":")
     >>> reader.read([[{"role": "user", "content": "1+1?"}], "2+2?"])
-    ['1+1?:', '2+2?']
+    ['1+1?:', '2+2?:']
 
     ```
     """
@@ -192,8 +209,10 @@ class PromptReader:
                 Prompts of either kind.
             prompt_as (`str`, *optional*, defaults to `"auto"`):
                 `"chat"`: chats as they are. `"problem"`: of chats the text of the user's last message
-                ([`problem_text`]), with the white space at its end that the model's own prompts have. `"auto"`: what
-                the model was trained on ([`reading`]). A text for a model that reads chats is one user message.
+                ([`problem_text`]). `"auto"`: what the model was trained on ([`reading`]). A text for a model that
+                reads chats is one user message. A problem for a model that reads texts gets the white space that the
+                model's own prompts end with (`prompt_ending`), whether it comes from a chat or is a text that does
+                not end in white space; other texts are left as they are.
 
         Raises:
             `ValueError`: for a chat without a problem (with its number), and as [`check`].
@@ -214,6 +233,8 @@ class PromptReader:
                     prompt = prompt if prompt.endswith(self.prompt_ending) else prompt + self.prompt_ending
                 except ValueError as error:
                     raise ValueError(f"{f'Prompt {i}: ' if len(prompts) > 1 else ''}{error}") from error
+            elif reading == "problem" and prompt and not prompt[-1].isspace():  # an empty one is an error elsewhere
+                prompt += self.prompt_ending  # else the first step is glued to the problem
             if as_message and isinstance(prompt, str) and prompt:
                 prompt = [{"role": "user", "content": prompt.rstrip()}]  # no line break before an answer of its own
             read.append(prompt)

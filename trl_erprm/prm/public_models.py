@@ -35,8 +35,7 @@ def public_model_of(path: str | os.PathLike) -> str | None:
 
     A local copy is recognized by the name of its directory, which is the model's (`/models/Qwen2.5-Math-PRM-7B`), by
     its place in the Hub's cache (`models--Qwen--Qwen2.5-Math-PRM-7B/snapshots/<commit>`), or by the id that its
-    `config.json` says it was loaded from. The Hub ignores the case of letters, and so does this. What a copy was
-    recognized as is logged once.
+    `config.json` says it was loaded from. The Hub ignores the case of letters, and so does this.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -61,7 +60,6 @@ def public_model_of(path: str | os.PathLike) -> str | None:
     for name, is_id in _names_of_copy(Path(path).expanduser()):
         lowered = name.lower()
         if (model_id := lowered if is_id else by_name.get(lowered)) in ids:
-            _log_recognized(str(path), ids[model_id])
             return ids[model_id]
     return None
 
@@ -82,8 +80,9 @@ def _names_of_copy(directory: Path) -> Iterator[tuple[str, bool]]:
 
 
 @functools.cache
-def _log_recognized(path: str, model_id: str) -> None:
-    if process_state().is_main_process:
+def log_recognized(path: str, model_id: str) -> None:
+    """Logs once that a local copy is read in the format of the model it was taken for; an id needs no guess."""
+    if path.lower() != model_id.lower() and process_state().is_main_process:
         logger.warning(
             f"{path!r} has no format of its own and is taken for a copy of {model_id}: it is read in the format "
             f"{PUBLIC_MODELS[model_id]!r}. If it is another model, name its format."

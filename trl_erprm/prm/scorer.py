@@ -153,7 +153,7 @@ class ProcessRewardModel:
             model = model.to(device)
         trust_remote_code = model_init_kwargs.get("trust_remote_code", False)
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, **hub_arguments)
-        trained_on = trained_prompts(saved, resolved)
+        trained_on = trained_prompts(saved, path)
         return cls(model, tokenizer, resolved, (saved or {}).get("eta"), max_length, *trained_on)
 
     @property

@@ -152,6 +152,12 @@ def prepare_trained_weights(
             "model and at this rate hardly becomes one: 1e-6, the default, is for training in full at 7 to 8B. Set "
             f"`learning_rate` to {SMALL_ADAPTER_LEARNING_RATE:g} or more; 1e-4 is usual (docs/prm.md)."
         )
+    if getattr(model, "_hf_peft_config_loaded", False) and not _has_trained_head(model):
+        logger.warning(
+            "The head is not trained beside the adapter, which `add_adapter` of transformers has put into the model, "
+            "and is not saved with it: right only where the base model has a trained head. For a new head, add the "
+            "adapter with `modules_to_save=['score']`, or give ERPRMTrainer the base model and a `peft_config`."
+        )
     train_head_in_float32(model)
     if getattr(model, "is_loaded_in_4bit", False) and accelerator.mixed_precision != "bf16":
         # RewardTrainer makes what is trained beside quantized weights bfloat16, which needs autocast around it.
@@ -159,6 +165,11 @@ def prepare_trained_weights(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     warn_of_lost_updates(model, accelerator)
+
+
+def _has_trained_head(model: nn.Module) -> bool:
+    trained = (name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return any(head in parts for parts in trained for head in _HEADS)
 
 
 def train_head_in_float32(model: nn.Module) -> None:
@@ -178,7 +189,8 @@ def train_head_in_float32(model: nn.Module) -> None:
         if isinstance(module, ModulesToSaveWrapper) and name.rpartition(".")[2] in _HEADS:
             for head in module.modules_to_save.values():
                 head.float()
-                head.register_forward_pre_hook(_cast_to_own_dtype)
+                if _cast_to_own_dtype not in head._forward_pre_hooks.values():  # a stored head comes here twice
+                    head.register_forward_pre_hook(_cast_to_own_dtype)
 
 
 def _cast_to_own_dtype(head: nn.Module, args: tuple) -> tuple:

@@ -160,12 +160,12 @@ class ERPRMTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = ERPRMConfig(f"{(name or 'model').split('/')[-1]}-ER-PRM")
-        of_checkpoint = saved = None
+        path = of_checkpoint = saved = None
         if isinstance(model, str):
-            saved = read_saved_format(model)
-            of_checkpoint = format_of_checkpoint(model, saved)
+            path, saved = model, read_saved_format(model)
+            of_checkpoint = format_of_checkpoint(path, saved)
         self.format: PRMFormat = args.resolve_format(of_checkpoint)
-        self.trained_prompts = trained_prompts(saved, of_checkpoint)  # until there are rows to train on
+        self.trained_prompts = trained_prompts(saved, path)  # until there are rows to train on
 
         set_seed(args.seed)  # before the model is made: a new head is drawn at random
         if isinstance(model, str):
